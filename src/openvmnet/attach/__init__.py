@@ -1,0 +1,1 @@
+"""How a virtual machine gets its port."""

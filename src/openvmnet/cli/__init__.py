@@ -1,0 +1,1 @@
+"""The command `vmnet`: one file per noun."""

@@ -1,0 +1,1 @@
+"""What makes a network real on one platform: links, ports and the firewall."""

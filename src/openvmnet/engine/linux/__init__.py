@@ -1,0 +1,1 @@
+"""The Linux engine: a user and network namespace with a bridge, TAP ports and nftables rules, held by a small agent."""

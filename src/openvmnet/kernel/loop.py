@@ -1,0 +1,147 @@
+"""An asyncio event loop with a fast lane.
+
+asyncio wraps each readiness event in a handle, queues it, and calls it in the next turn of the loop: about ten
+microseconds, which a data path cannot pay per event. So the loop gets a selector of ours. It owns the one epoll
+instance; file descriptors registered through asyncio come back to asyncio as usual, and those given to `watch()`
+are dispatched on the spot, inside `select()`. Both share one epoll_wait(2), hence one thread and one order of events.
+
+Rules for a handler: it never blocks; it takes the epoll mask as its only argument; and it bears a spurious call,
+because a descriptor closed by an earlier handler of the same batch may already carry a new owner's number.
+A handler that raises is forgotten, with a log line, so that its descriptor cannot spin the loop.
+After each batch control goes back to asyncio, so timers and coroutines are never starved by a busy lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import select
+import selectors
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from _typeshed import FileDescriptorLike
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+EDGE = select.EPOLLET
+HANGUP = select.EPOLLRDHUP
+BROKEN = select.EPOLLERR | select.EPOLLHUP
+
+_BATCH = 256  # events a turn: enough to amortise the system call, few enough to keep turns short
+
+
+class Lane(selectors.BaseSelector):
+    """The selector: asyncio's descriptors, and beside them those watched directly."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._keys: dict[int, selectors.SelectorKey] = {}
+        self._handlers: dict[int, Callable[[int], None]] = {}
+
+    # The fast lane.
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call `handler(mask)` whenever one of `events` (READ | WRITE | EDGE | HANGUP) holds on `fd`."""
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def change(self, fd: int, events: int) -> None:
+        """Wait for other events on a watched `fd`; 0 disarms it but for errors and hang-ups."""
+        self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching `fd` (call it before closing the descriptor); unknown ones are ignored."""
+        if self._handlers.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:  # closed already: the kernel has dropped it by itself
+                log.debug("descriptor %d was closed before it was forgotten", fd)
+
+    def dropped(self, fd: int) -> None:
+        """Forget an `fd` that the caller closes right now: spares epoll_ctl(2), since close(2) does its work.
+
+        Only for a descriptor of which no duplicate exists, in this process or another.
+        """
+        self._handlers.pop(fd, None)
+
+    # asyncio's side: selectors.BaseSelector.
+
+    def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - the base class's signature
+        fd = _fileno(fileobj)
+        if fd in self._keys:
+            raise KeyError(f"{fileobj!r} (FD {fd}) is already registered")
+        key = selectors.SelectorKey(fileobj, fd, events, data)
+        self._epoll.register(fd, _mask(events))
+        self._keys[fd] = key
+        return key
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        key = self._keys.pop(_fileno(fileobj))
+        try:
+            self._epoll.unregister(key.fd)
+        except OSError:  # as in selectors.EpollSelector: the descriptor may be closed already
+            log.debug("descriptor %d was closed before it was unregistered", key.fd)
+        return key
+
+    def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - the base class's signature
+        old = self._keys[_fileno(fileobj)]
+        if events != old.events:
+            self._epoll.modify(old.fd, _mask(events))
+        key = selectors.SelectorKey(old.fileobj, old.fd, events, data)
+        self._keys[old.fd] = key
+        return key
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        # epoll counts in milliseconds; round up, or the last fraction of a wait would spin.
+        wait = -1.0 if timeout is None else 0.0 if timeout <= 0 else math.ceil(timeout * 1000) / 1000
+        ready = []
+        handlers = self._handlers
+        for fd, mask in self._epoll.poll(wait, _BATCH):
+            handler = handlers.get(fd)
+            if handler is not None:
+                try:
+                    handler(mask)
+                except Exception:
+                    log.exception("the handler of descriptor %d failed; it is no longer watched", fd)
+                    self.forget(fd)
+                continue
+            key = self._keys.get(fd)
+            if key is not None:
+                events = (selectors.EVENT_READ if mask & ~select.EPOLLOUT else 0) | (
+                    selectors.EVENT_WRITE if mask & ~select.EPOLLIN else 0
+                )
+                ready.append((key, events & key.events))
+        return ready
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        return dict(self._keys)
+
+    def get_key(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        return self._keys[_fileno(fileobj)]
+
+    def close(self) -> None:
+        self._epoll.close()
+        self._keys.clear()
+        self._handlers.clear()
+
+
+def _fileno(fileobj: FileDescriptorLike) -> int:
+    return fileobj if isinstance(fileobj, int) else fileobj.fileno()
+
+
+def _mask(events: int) -> int:
+    return (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0)
+
+
+def run(main: Callable[[Lane], Coroutine[Any, Any, _T]]) -> _T:
+    """Run `main(lane)` to its end in a new event loop that has a fast lane, as `asyncio.run()` does."""
+    lane = Lane()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lane)) as runner:
+        return runner.run(main(lane))

@@ -1,0 +1,1 @@
+"""What answers a guest at the gateway: DHCP with its leases, and DNS."""
