@@ -121,7 +121,7 @@ class Lane(selectors.BaseSelector):
         return ready
 
     def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        return dict(self._keys)
+        return {key.fileobj: key for key in self._keys.values()}
 
     def get_key(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
         return self._keys[_fileno(fileobj)]
