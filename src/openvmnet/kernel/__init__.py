@@ -1,1 +1,1 @@
-"""Thin typed doors to what Linux has and the standard library lacks: batches of datagrams, the event loop's fast lane."""
+"""Thin typed doors to what Linux has and the standard library lacks: datagram batches and the loop's fast lane."""

@@ -1,0 +1,376 @@
+"""How a command talks to a running network, and starts one that does not run.
+
+The network process listens on a unix stream socket, 0600 in a 0700 directory of the user's: who can open it is the
+user, or root. One request, one answer, each a line of JSON; the answer to `plug` carries the TAP's descriptor beside
+its first byte (SCM_RIGHTS). Everything here blocks and imports no asyncio: `vmnet run` has 0.2 s from its start to
+QEMU's, and spends them here.
+
+A network is started under an flock(2) on its directory, so of two commands at once one starts it and the other joins.
+The network process says on a pipe that it is ready, or why not; nothing is guessed from time.
+A socket that nobody listens on means that the network process died. Its agent then still holds the namespace while
+guests are plugged: the next process takes it over. With the agent gone too, what is left is swept away.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from openvmnet import errors, state
+from openvmnet.errors import Conflict, HostError, NotFound, VmnetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_START_TIMEOUT = 15.0  # s; a start takes about 0.2 s, on a machine that swaps some seconds
+_CALL_TIMEOUT = 10.0  # s
+_CHUNK = 1 << 16
+
+
+class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What network is wanted: by name, by addresses, by both or by neither."""
+
+    name: str | None = None
+    start_address: str | None = None
+    end_address: str | None = None
+    subnet_mask: str | None = None
+    force: bool = False
+    linger: float = 5.0
+
+
+class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op"):
+    """A port for one NIC of a VM; `identity` (its name or disk) and `index` decide the MAC where none is given."""
+
+    vm: str
+    netdev: str
+    mac: str | None
+    identity: str
+    index: int
+    isolated: bool
+    pid: int
+
+
+class ShowRequest(msgspec.Struct, frozen=True, tag="show", tag_field="op"):
+    """The network as it is now."""
+
+
+Request = PlugRequest | ShowRequest
+
+
+class PlugReply(msgspec.Struct, frozen=True):
+    """The port's name, and the MAC its NIC has to use."""
+
+    port: str
+    mac: str
+    network: str
+
+
+class PortView(msgspec.Struct, frozen=True):
+    """One port: rx and tx as the guest sees them (rx: what it received), in bytes and frames."""
+
+    port: str
+    vm: str
+    netdev: str
+    mac: str
+    isolated: bool
+    address: str | None
+    hostname: str | None
+    lease_expires: float | None
+    rx_bytes: int
+    rx_packets: int
+    tx_bytes: int
+    tx_packets: int
+    dropped: int
+    pid: int
+
+
+class NetworkView(msgspec.Struct, frozen=True):
+    """A network as `vmnet show` tells it; `uptime` in seconds, `flows` by kind, `notes` what a person should know."""
+
+    name: str
+    mode: str
+    subnet: str
+    gateway: str
+    pool_start: str
+    pool_end: str
+    dns: str
+    domain: str
+    mtu: int
+    pid: int
+    uptime: float
+    ports: list[PortView] = []
+    flows: dict[str, int] = {}
+    counters: dict[str, int] = {}
+    notes: list[str] = []
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """An error of openvmnet's own, on its way through a socket: `kind` is the class's name."""
+
+    kind: str
+    message: str
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: VmnetError) -> Fault:
+        """Pack `error`."""
+        return cls(type(error).__name__, error.message, error.hint)
+
+    def error(self) -> VmnetError:
+        """Unpack it: the same class where it takes just a message, its exit code and status with it."""
+        kind = getattr(errors, self.kind, HostError)
+        if kind is errors.OptionError:
+            return errors.OptionError(self.message, option="", value="", hint=self.hint)
+        error: VmnetError = kind(self.message, hint=self.hint)
+        return error
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The one shape of every answer: a fault, or the field that the request asked for."""
+
+    fault: Fault | None = None
+    plugged: PlugReply | None = None
+    network: NetworkView | None = None
+
+
+class Started(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the network process says on its pipe once: ready, or the fault that ended it."""
+
+    fault: Fault | None = None
+    note: str | None = None
+
+
+class Client:
+    """A connection to one running network."""
+
+    def __init__(self, name: str, sock: socket.socket, note: str | None = None) -> None:
+        self.name = name
+        self.note = note
+        self._sock = sock
+
+    def plug(self, request: PlugRequest) -> tuple[PlugReply, int]:
+        """Ask for a port; gives what it is called and the TAP's descriptor, which is the port's life."""
+        answer, fds = self._call(request)
+        if answer.plugged is None or len(fds) != 1:
+            raise HostError(f"network '{self.name}' gave a port without its descriptor")
+        return answer.plugged, fds[0]
+
+    def show(self) -> NetworkView:
+        """The network as it is now."""
+        answer, _ = self._call(ShowRequest())
+        if answer.network is None:
+            raise HostError(f"network '{self.name}' gave no answer to 'show'")
+        if self.note is None:
+            return answer.network
+        return msgspec.structs.replace(answer.network, notes=[self.note, *answer.network.notes])
+
+    def close(self) -> None:
+        """Hang up; ports stay, they live as long as their descriptors."""
+        self._sock.close()
+
+    def _call(self, request: Request) -> tuple[Answer, list[int]]:
+        fds: list[int] = []
+        try:
+            self._sock.sendall(msgspec.json.encode(request) + b"\n")
+            line = bytearray()
+            while not line.endswith(b"\n"):
+                data, ancillary, _, _ = self._sock.recvmsg(_CHUNK, socket.CMSG_SPACE(4))
+                for _, kind, payload in ancillary:
+                    if kind == socket.SCM_RIGHTS:
+                        fds.extend(array.array("i", payload))
+                if not data:
+                    raise HostError(f"network '{self.name}' hung up before it answered; its log has the reason")
+                line += data
+        except OSError as error:
+            raise HostError(f"network '{self.name}' does not answer: {error}") from error
+        answer = msgspec.json.decode(bytes(line), type=Answer)
+        if answer.fault is not None:
+            raise answer.fault.error()
+        return answer, fds
+
+
+def connect(name: str) -> Client:
+    """Reach the running network `name`, taking it over first if its process died while guests were plugged."""
+    if not (state.runtime_root() / state.check_name(name)).is_dir():
+        raise NotFound(f"no network '{name}' is running", hint="vmnet ls")
+    with _locked(name):
+        client = _dial(name)
+        if client is not None:
+            return client
+        if not _agent_lives(name):
+            note = _sweep(name)
+            raise NotFound(f"no network '{name}' is running ({note})", hint="vmnet ls")
+        return _start(name, Spec(name=name), _silent)
+
+
+def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
+    """Join the network that `spec` means, or start it; `progress` hears what takes time."""
+    name = state.check_name(spec.name) if spec.name is not None else _named_by_addresses(spec)
+    spec = msgspec.structs.replace(spec, name=name)
+    state.runtime(name)
+    with _locked(name):
+        client = _dial(name)
+        if client is None:
+            note = None if _agent_lives(name) else _sweep(name)
+            if note:
+                progress(note)
+            client = _start(name, spec, progress)
+            if client.note:
+                progress(client.note)
+            return client
+    if spec.start_address is not None:
+        view = client.show()
+        wanted = (spec.start_address, spec.end_address)
+        if wanted != (view.gateway, view.pool_end):
+            client.close()
+            raise Conflict(
+                f"network '{name}' runs with start-address={view.gateway}, end-address={view.pool_end}, "
+                f"not with {wanted[0]} and {wanted[1]}",
+                hint="give another --name, or the same addresses, or none",
+            )
+    return client
+
+
+def list_networks() -> list[NetworkView]:
+    """Every running network of this user; what a dead one left behind is taken over or swept away."""
+    views = []
+    for name in state.names():
+        with contextlib.suppress(NotFound):
+            client = connect(name)
+            views.append(client.show())
+            client.close()
+    return views
+
+
+def _named_by_addresses(spec: Spec) -> str:
+    """Two commands with the same addresses, or none, mean one network: the name follows from them."""
+    if spec.start_address is None:
+        return "shared"
+    for name in state.names():
+        client = _dial(name)
+        if client is not None:
+            view = client.show()
+            client.close()
+            if (view.gateway, view.pool_end) == (spec.start_address, spec.end_address):
+                return name
+    return f"shared-{spec.start_address}"
+
+
+def _dial(name: str) -> Client | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(_CALL_TIMEOUT)
+    try:
+        sock.connect(str(state.runtime(name) / "control.sock"))
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise HostError(f"network '{name}' cannot be reached: {error}") from error
+    return Client(name, sock)
+
+
+def _agent_lives(name: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        return sock.connect_ex(str(state.runtime(name) / "agent.sock")) == 0
+
+
+def _sweep(name: str) -> str | None:
+    """Remove what a network without process and agent left behind; the sentence that says so, or None."""
+    directory = state.runtime(name)
+    found = sorted(entry.name for entry in directory.iterdir() if entry.suffix in (".sock", ".json"))
+    for entry in found:
+        (directory / entry).unlink(missing_ok=True)
+    return (
+        f"an earlier network '{name}' had ended without cleaning up; its {', '.join(found)} removed" if found else None
+    )
+
+
+def _start(name: str, spec: Spec, progress: Callable[[str], None]) -> Client:
+    """Start the network process and wait for its word. The caller holds the lock."""
+    directory = state.runtime(name)
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    log = str(directory / "log")
+    argv = [sys.executable, "-m", "openvmnet.daemon", name, str(write), msgspec.json.encode(spec).decode()]
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    pid = os.posix_spawn(
+        sys.executable,
+        argv,
+        os.environ,
+        setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+    os.close(write)
+    try:
+        line = _read_word(read, progress, name)
+    finally:
+        os.close(read)
+        os.waitpid(pid, 0)  # it forks at once and leaves, so that no VM becomes the parent of a network process
+    if not line:
+        raise HostError(f"the process of network '{name}' ended before it was ready: {_last_line(Path(log))}")
+    word = msgspec.json.decode(line, type=Started)
+    if word.fault is not None:
+        raise word.fault.error()
+    client = _dial(name)
+    if client is None:
+        raise HostError(f"network '{name}' started and is gone again: {_last_line(Path(log))}")
+    client.note = word.note
+    return client
+
+
+def _read_word(fd: int, progress: Callable[[str], None], name: str) -> bytes:
+    import select
+
+    line = bytearray()
+    begin = time.monotonic()
+    told = False
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([fd], [], [], 1.0)
+        if ready:
+            data = os.read(fd, _CHUNK)
+            if not data:
+                break
+            line += data
+        elif time.monotonic() - begin > _START_TIMEOUT:
+            raise HostError(f"network '{name}' was not ready after {_START_TIMEOUT:.0f} s")
+        elif not told:
+            progress(f"starting network '{name}' takes longer than a second ...")
+            told = True
+    return bytes(line)
+
+
+def _last_line(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").split("\n")
+        said = [line for line in lines if line.strip()]
+        if said:
+            return said[-1]
+    return "it left no word"
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    fd = os.open(state.runtime(name) / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _silent(_: str) -> None:
+    return

@@ -1,0 +1,103 @@
+"""Where things lie: one runtime directory and one state directory per network, each of the user alone.
+
+    RUNTIME/NAME/control.sock   the network process listens here
+    RUNTIME/NAME/agent.sock     the agent listens here, for a network process that takes over from a dead one
+    RUNTIME/NAME/start.lock     held (flock) while a command starts or joins the network
+    RUNTIME/NAME/network.json   what the running network is: enough to take it over
+    RUNTIME/NAME/log            the network process's own words
+    STATE/NAME/network.json     the addresses chosen for the name, remembered
+    STATE/NAME/leases.json      DHCP's memory
+
+RUNTIME is $XDG_RUNTIME_DIR/openvmnet; where there is none, /run/openvmnet for root and /tmp/openvmnet-UID for others.
+STATE is $XDG_STATE_HOME/openvmnet, else /var/lib/openvmnet for root and ~/.local/state/openvmnet for others.
+A directory that belongs to somebody else, or that others may write to, is refused: /tmp is everybody's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import msgspec
+
+from openvmnet.errors import HostError, OptionError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+
+
+def check_name(name: str) -> str:
+    """A network's name: 1 to 32 letters, digits, `.`, `_`, `-`; it becomes a directory and a label in messages."""
+    if not _NAME.fullmatch(name):
+        raise OptionError(
+            f"'{name}' is not a network name: 1 to 32 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+            option="name",
+            value=name,
+        )
+    return name
+
+
+def runtime_root() -> Path:
+    """The directory of all running networks, made 0700 if missing."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and os.access(base, os.W_OK):
+        return _private(Path(base) / "openvmnet")
+    uid = os.getuid()
+    return _private(Path("/run/openvmnet") if uid == 0 else Path(f"/tmp/openvmnet-{uid}"))  # noqa: S108 - _private() refuses another owner's
+
+
+def state_root() -> Path:
+    """The directory of what is remembered of networks, made 0700 if missing."""
+    base = os.environ.get("XDG_STATE_HOME")
+    if base:
+        return _private(Path(base) / "openvmnet")
+    if os.getuid() == 0:
+        return _private(Path("/var/lib/openvmnet"))
+    return _private(Path.home() / ".local/state/openvmnet")
+
+
+def runtime(name: str) -> Path:
+    """The runtime directory of network `name`, made if missing."""
+    return _private(runtime_root() / check_name(name))
+
+
+def remembered(name: str) -> Path:
+    """The state directory of network `name`, made if missing."""
+    return _private(state_root() / check_name(name))
+
+
+def names() -> list[str]:
+    """Every network that has a runtime directory, whether or not its process lives."""
+    return sorted(entry.name for entry in runtime_root().iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+
+
+def write(path: Path, value: object, *, durable: bool) -> None:
+    """Put `value` as JSON where a reader sees either the old file or the new one, never a part.
+
+    `durable` waits for the disk, for what has to outlive a power cut; a runtime file need not.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(value))
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _private(path: Path) -> Path:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise HostError(
+            f"{path} is not a directory of yours alone (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}); "
+            "it has to belong to you, writable by nobody else",
+            hint=f"chmod 0700 {path}, or set XDG_RUNTIME_DIR and XDG_STATE_HOME to directories of yours",
+        )
+    return path
