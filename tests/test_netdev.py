@@ -1,0 +1,312 @@
+"""netdev: what is read is what was written, and every refusal word for word."""
+
+from __future__ import annotations
+
+import contextlib
+from ipaddress import IPv4Address, IPv4Network
+
+import msgspec
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from openvmnet import netdev
+from openvmnet.errors import OptionError
+from openvmnet.netdev import Shared, Subnet
+
+PRIVATE = [IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")]
+IDS = st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,40}", fullmatch=True)
+
+
+@st.composite
+def triples(draw: st.DrawFn) -> tuple[str, str, str]:
+    """A valid start-address, end-address and subnet-mask."""
+    block = draw(st.sampled_from(PRIVATE))
+    length = draw(st.integers(block.prefixlen, 30))
+    network = IPv4Network((int(draw(st.ip_addresses(v=4, network=block))), length), strict=False)
+    size = network.num_addresses
+    start = draw(st.integers(1, size - 3))
+    end = draw(st.integers(start + 1, size - 2))
+    return str(network[start]), str(network[end]), str(network.netmask)
+
+
+@st.composite
+def options(draw: st.DrawFn) -> Shared:
+    start, end, mask = draw(st.one_of(st.just((None, None, None)), triples()))
+    prefix = draw(st.none() | st.sampled_from(["fd00::", "fd12:3456:789a:1::", "fdff:ffff:ffff:ffff::/64"]))
+    return Shared(draw(IDS), start, end, mask, draw(st.booleans()), prefix)
+
+
+@given(options())
+def test_what_is_formatted_is_read_back(shared: Shared) -> None:
+    assert netdev.parse(shared.format()) == shared
+
+
+@given(options())
+def test_both_forms_mean_the_same(shared: Shared) -> None:
+    members = {"type": "vmnet-shared", "id": shared.id, "isolated": shared.isolated}
+    for name, field in (
+        ("start-address", "start_address"),
+        ("end-address", "end_address"),
+        ("subnet-mask", "subnet_mask"),
+        ("nat66-prefix", "nat66_prefix"),
+    ):
+        if (value := getattr(shared, field)) is not None:
+            members[name] = value
+    text = msgspec.json.encode(members).decode()
+    assert netdev.parse(text) == shared
+    assert netdev.parse(text.replace('"', "'")) == shared
+
+
+@given(st.text(max_size=60) | st.text(alphabet="{}'\":,=vmnet-shared,id=", max_size=60))
+def test_any_text_is_a_value_or_an_option_error(text: str) -> None:
+    for candidate in (text, "vmnet-shared," + text, "{" + text):
+        with contextlib.suppress(OptionError):
+            assert isinstance(netdev.parse(candidate), Shared)
+
+
+@given(st.text(alphabet="ab,=", max_size=20))
+def test_split_and_join_are_inverse(text: str) -> None:
+    items = netdev.split(text)
+    assert netdev.split(netdev.join(items)) == items
+
+
+@given(st.lists(st.tuples(st.from_regex(r"[a-z]{1,4}", fullmatch=True), st.text(max_size=8)), max_size=5))
+def test_any_value_survives_the_doubling_of_commas(pairs: list[tuple[str, str]]) -> None:
+    items: netdev.Items = list(pairs)
+    assert netdev.split(netdev.join(items)) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("user,id=a,,b", [(None, "user"), ("id", "a,b")]),
+        ("user,,id=b", [(None, "user,id=b")]),
+        ("user,id=a,", [(None, "user"), ("id", "a")]),
+        ("user,restrict,id=a", [(None, "user"), ("restrict", None), ("id", "a")]),
+        ("type=user,id=a=b", [("type", "user"), ("id", "a=b")]),
+        ("user,=b,id=a", [(None, "user"), ("", "b"), ("id", "a")]),
+        ("user,a=,b=1", [(None, "user"), ("a", ""), ("b", "1")]),
+        ("user,a=1,,,b=2", [(None, "user"), ("a", "1,"), ("b", "2")]),
+        ("", []),
+    ],
+)
+def test_split_follows_qemu(text: str, items: netdev.Items) -> None:
+    assert netdev.split(text) == items
+
+
+@pytest.mark.parametrize(
+    ("value", "isolated"),
+    [
+        ("isolated=on", True),
+        ("isolated=yes", True),
+        ("isolated=true", True),
+        ("isolated=y", True),
+        ("isolated", True),
+        ("isolated=off", False),
+        ("isolated=no", False),
+        ("isolated=false", False),
+        ("isolated=n", False),
+        ("noisolated", False),
+        ("isolated=on,isolated=off", False),
+    ],
+)
+def test_isolated(value: str, isolated: bool) -> None:
+    assert netdev.parse(f"vmnet-shared,id=net0,{value}").isolated is isolated
+
+
+def test_the_first_id_counts_and_of_other_keys_the_last() -> None:
+    text = "vmnet-shared,id=a,id=b,nat66-prefix=fd00::,nat66-prefix=fd01::"
+    assert netdev.parse(text) == Shared("a", nat66_prefix="fd01::")
+
+
+def test_the_type_may_stand_anywhere() -> None:
+    assert netdev.parse("id=a,type=vmnet-shared") == Shared("a")
+    assert netdev.parse("user,id=a,type=vmnet-shared") == Shared("a")
+
+
+TRIPLE = "vmnet-shared,id=n,start-address={},end-address={},subnet-mask={}"
+RFC1918 = "a private address of RFC 1918 (in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16)"
+TOGETHER = "'start-address', 'end-address', 'subnet-mask' should be provided together: "
+MASK = "Parameter 'subnet-mask' expects a contiguous mask from 255.0.0.0 (/8) to 255.255.255.252 (/30), not "
+NAT66 = (
+    "Parameter 'nat66-prefix' expects a unique local IPv6 prefix (fd00::/8) of 64 bits such as fd12:3456:789a:1::, not "
+)
+IDENTIFIER = "Parameter 'id' expects an identifier (letters, digits, '-', '.', '_', starting with a letter), not '{}'"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "option"),
+    [
+        ("vmnet-shared", "Parameter 'id' is missing: give the netdev a name, as in vmnet-shared,id=net0", "id"),
+        ("vmnet-shared,id=", IDENTIFIER.format(""), "id"),
+        ("vmnet-shared,id=0x", IDENTIFIER.format("0x"), "id"),
+        ("vmnet-shared,id=a/b", IDENTIFIER.format("a/b"), "id"),
+        ("vmnet-shared,id=ä", IDENTIFIER.format("ä"), "id"),
+        ("vmnet-shared,id=n,hostfwd=tcp::22-:22", "Invalid parameter 'hostfwd'", "hostfwd"),
+        ('{"type":"vmnet-shared","id":"n","hostfwd":"x"}', "Parameter 'hostfwd' is unexpected", "hostfwd"),
+        ("vmnet-shared,id=n,isolated=maybe", "Parameter 'isolated' expects 'on' or 'off', not 'maybe'", "isolated"),
+        ("vmnet-shared,id=n,isolated=ON", "Parameter 'isolated' expects 'on' or 'off', not 'ON'", "isolated"),
+        (
+            '{"type":"vmnet-shared","id":"n","isolated":"on"}',
+            "Invalid parameter type for 'isolated', expected: boolean",
+            "isolated",
+        ),
+        ('{"type":"vmnet-shared","id":7}', "Invalid parameter type for 'id', expected: string", "id"),
+        ('{"id":"n"}', "Parameter 'type' is missing", "type"),
+        ('{"type":"vmnet-shared","id":"n",}', "JSON parse error, trailing comma in object (byte 32)", "netdev"),
+        ("", "Parameter 'type' is missing", "type"),
+        (
+            "vmnet-host,id=n",
+            "Parameter 'type' does not accept value 'vmnet-host': this version has vmnet-shared only",
+            "type",
+        ),
+        (
+            "vmnet-bridged,id=n,ifname=en0",
+            "Parameter 'type' does not accept value 'vmnet-bridged': this version has vmnet-shared only",
+            "type",
+        ),
+        ("user,id=n", "Parameter 'type' does not accept value 'user', only vmnet-shared", "type"),
+        (
+            "vmnet-shared,id=n,start-address=192.168.64.1",
+            TOGETHER + "'end-address' and 'subnet-mask' are missing",
+            None,
+        ),
+        (
+            "vmnet-shared,id=n,start-address=192.168.64.1,end-address=192.168.64.9",
+            TOGETHER + "'subnet-mask' is missing",
+            "subnet-mask",
+        ),
+        (
+            TRIPLE.format("192.168.64", "192.168.64.9", "255.255.255.0"),
+            "Parameter 'start-address' expects an IPv4 address such as 192.168.64.1, not '192.168.64'",
+            "start-address",
+        ),
+        (
+            TRIPLE.format("192.168.64.01", "192.168.64.9", "255.255.255.0"),
+            "Parameter 'start-address' expects an IPv4 address such as 192.168.64.1, not '192.168.64.01'",
+            "start-address",
+        ),
+        (
+            TRIPLE.format("8.8.8.1", "8.8.8.9", "255.255.255.0"),
+            f"Parameter 'start-address' expects {RFC1918}, not '8.8.8.1'",
+            "start-address",
+        ),
+        (
+            TRIPLE.format("10.0.0.1", "172.32.0.1", "255.255.255.0"),
+            f"Parameter 'end-address' expects {RFC1918}, not '172.32.0.1'",
+            "end-address",
+        ),
+        (TRIPLE.format("10.0.0.1", "10.0.0.9", "255.0.255.0"), MASK + "'255.0.255.0'", "subnet-mask"),
+        (TRIPLE.format("10.0.0.1", "10.0.0.9", "255.255.255.254"), MASK + "'255.255.255.254'", "subnet-mask"),
+        (TRIPLE.format("10.0.0.1", "10.0.0.9", "254.0.0.0"), MASK + "'254.0.0.0'", "subnet-mask"),
+        (TRIPLE.format("10.0.0.1", "10.0.0.9", "24"), MASK + "'24'", "subnet-mask"),
+        (TRIPLE.format("10.0.0.1", "10.0.0.9", "0.0.0.255"), MASK + "'0.0.0.255'", "subnet-mask"),
+        (TRIPLE.format("10.0.0.1", "10.0.0.9", "0.0.0.0"), MASK + "'0.0.0.0'", "subnet-mask"),
+        (
+            TRIPLE.format("172.16.0.1", "172.16.0.9", "255.0.0.0"),
+            (
+                "Parameter 'subnet-mask' expects a mask of /12 to /30 with start-address 172.16.0.1, "
+                "or the subnet leaves RFC 1918, not '255.0.0.0'"
+            ),
+            "subnet-mask",
+        ),
+        (
+            TRIPLE.format("192.168.64.1", "192.168.65.9", "255.255.255.0"),
+            (
+                "Parameter 'end-address' expects an address of 192.168.64.0/24, the subnet of start-address "
+                "192.168.64.1, not '192.168.65.9'"
+            ),
+            "end-address",
+        ),
+        (
+            TRIPLE.format("192.168.64.9", "192.168.64.1", "255.255.255.0"),
+            "Parameter 'end-address' expects an address after start-address 192.168.64.9, not '192.168.64.1'",
+            "end-address",
+        ),
+        (
+            TRIPLE.format("192.168.64.9", "192.168.64.9", "255.255.255.0"),
+            "Parameter 'end-address' expects an address after start-address 192.168.64.9, not '192.168.64.9'",
+            "end-address",
+        ),
+        (
+            TRIPLE.format("192.168.64.0", "192.168.64.9", "255.255.255.0"),
+            (
+                "Parameter 'start-address' expects a host's address of 192.168.64.0/24 "
+                "(192.168.64.1 to 192.168.64.254), not the network address '192.168.64.0'"
+            ),
+            "start-address",
+        ),
+        (
+            TRIPLE.format("192.168.64.1", "192.168.64.255", "255.255.255.0"),
+            (
+                "Parameter 'end-address' expects a host's address of 192.168.64.0/24 (192.168.64.1 to 192.168.64.254), "
+                "not the broadcast address '192.168.64.255'"
+            ),
+            "end-address",
+        ),
+        ("vmnet-shared,id=n,nat66-prefix=fe80::", NAT66 + "'fe80::'", "nat66-prefix"),
+        ("vmnet-shared,id=n,nat66-prefix=fd00::1", NAT66 + "'fd00::1'", "nat66-prefix"),
+        ("vmnet-shared,id=n,nat66-prefix=fd00::/48", NAT66 + "'fd00::/48'", "nat66-prefix"),
+        ("vmnet-shared,id=n,nat66-prefix=fd00::%eth0", NAT66 + "'fd00::%eth0'", "nat66-prefix"),
+        ("vmnet-shared,id=n,nat66-prefix", NAT66 + "'on'", "nat66-prefix"),
+    ],
+)
+def test_refusals_word_for_word(text: str, message: str, option: str | None) -> None:
+    with pytest.raises(OptionError) as caught:
+        netdev.parse(text)
+    assert caught.value.message == message
+    if option is not None:
+        assert caught.value.option == option
+
+
+def test_ipv6_is_read_and_then_refused_in_one_sentence() -> None:
+    shared = netdev.parse("vmnet-shared,id=n,nat66-prefix=fd00:1::")
+    with pytest.raises(OptionError) as caught:
+        shared.refuse_unserved()
+    assert caught.value.message == (
+        "'nat66-prefix' is not available yet: this version serves IPv4 only, so leave out nat66-prefix=fd00:1::"
+    )
+    netdev.parse("vmnet-shared,id=n").refuse_unserved()
+
+
+@given(triples())
+def test_a_subnet_has_a_gateway_a_pool_and_a_mask(triple: tuple[str, str, str]) -> None:
+    subnet = Subnet.from_options(*triple)
+    assert subnet is not None
+    assert (str(subnet.gateway), str(subnet.last), str(subnet.mask)) == triple
+    assert subnet.first == subnet.gateway + 1 <= subnet.last
+    for address in (subnet.gateway, subnet.first, subnet.last):
+        assert subnet.network.network_address < address < subnet.network.broadcast_address
+
+
+@given(triples(), triples())
+def test_overlap_is_what_ipaddress_says(one: tuple[str, str, str], two: tuple[str, str, str]) -> None:
+    a, b = Subnet.from_options(*one), Subnet.from_options(*two)
+    assert a is not None
+    assert b is not None
+    assert a.overlaps(b) == b.overlaps(a) == a.network.overlaps(b.network) == a.overlaps(b.network)
+    assert a.overlaps(a)
+
+
+@given(st.ip_addresses(v=4))
+def test_no_public_address_is_ever_taken(address: IPv4Address) -> None:
+    assume(not any(address in block for block in PRIVATE))
+    with pytest.raises(OptionError):
+        Subnet.from_options(str(address), "192.168.64.9", "255.255.255.0")
+
+
+def test_the_candidates_are_macos_shared_networks() -> None:
+    found = list(netdev.candidates())
+    assert [str(subnet.network) for subnet in found] == [f"192.168.{third}.0/24" for third in range(64, 128)]
+    assert found[0] == Subnet.from_options("192.168.64.1", "192.168.64.254", "255.255.255.0")
+
+
+def test_stable_macs() -> None:
+    assert netdev.stable_mac("web", 0) == netdev.stable_mac("web", 0)
+    many = {netdev.stable_mac(f"vm{n}", index, attempt) for n in range(20) for index in (0, 1) for attempt in (0, 1)}
+    assert len(many) == 80
+    for mac in many:
+        assert mac.startswith("52:54:00:")
+        assert len(bytes.fromhex(mac.replace(":", ""))) == 6
+    assert netdev.stable_mac("/disks/\udcff.img", 0)
