@@ -5,7 +5,7 @@ user, or root. One request, one answer, each a line of JSON; the answer to `plug
 its first byte (SCM_RIGHTS). Everything here blocks and imports no asyncio: `vmnet run` has 0.2 s from its start to
 QEMU's, and spends them here.
 
-A network is started under an flock(2) on its directory, so of two commands at once one starts it and the other joins.
+A network is started under an flock(2), so of two commands at once one starts it and the other joins.
 The network process says on a pipe that it is ready, or why not; nothing is guessed from time.
 A socket that nobody listens on means that the network process died. Its agent then still holds the namespace while
 guests are plugged: the next process takes it over. With the agent gone too, what is left is swept away.
@@ -202,7 +202,7 @@ def connect(name: str) -> Client:
     """Reach the running network `name`, taking it over first if its process died while guests were plugged."""
     if not (state.runtime_root() / state.check_name(name)).is_dir():
         raise NotFound(f"no network '{name}' is running", hint="vmnet ls")
-    with _locked(name):
+    with _locked():
         client = _dial(name)
         if client is not None:
             return client
@@ -216,8 +216,7 @@ def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
     """Join the network that `spec` means, or start it; `progress` hears what takes time."""
     name = state.check_name(spec.name) if spec.name is not None else _named_by_addresses(spec)
     spec = msgspec.structs.replace(spec, name=name)
-    state.runtime(name)
-    with _locked(name):
+    with _locked():
         client = _dial(name)
         if client is None:
             note = None if _agent_lives(name) else _sweep(name)
@@ -269,7 +268,7 @@ def _dial(name: str) -> Client | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(_CALL_TIMEOUT)
     try:
-        sock.connect(str(state.runtime(name) / "control.sock"))
+        sock.connect(str(state.runtime_root() / name / "control.sock"))
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
@@ -281,7 +280,7 @@ def _dial(name: str) -> Client | None:
 
 def _agent_lives(name: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        return sock.connect_ex(str(state.runtime(name) / "agent.sock")) == 0
+        return sock.connect_ex(str(state.runtime_root() / name / "agent.sock")) == 0
 
 
 def _sweep(name: str) -> str | None:
@@ -297,10 +296,9 @@ def _sweep(name: str) -> str | None:
 
 def _start(name: str, spec: Spec, progress: Callable[[str], None]) -> Client:
     """Start the network process and wait for its word. The caller holds the lock."""
-    directory = state.runtime(name)
     read, write = os.pipe()
     os.set_inheritable(write, True)
-    log = str(directory / "log")
+    log = str(state.remembered(name) / "log")
     argv = [sys.executable, "-m", "openvmnet.daemon", name, str(write), msgspec.json.encode(spec).decode()]
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
@@ -363,8 +361,8 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(name: str) -> Iterator[None]:
-    fd = os.open(state.runtime(name) / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked() -> Iterator[None]:
+    fd = os.open(state.runtime_root() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

@@ -2,11 +2,11 @@
 
     RUNTIME/NAME/control.sock   the network process listens here
     RUNTIME/NAME/agent.sock     the agent listens here, for a network process that takes over from a dead one
-    RUNTIME/NAME/start.lock     held (flock) while a command starts or joins the network
+    RUNTIME/.lock               held (flock) while a command starts a network or joins one
     RUNTIME/NAME/network.json   what the running network is: enough to take it over
-    RUNTIME/NAME/log            the network process's own words
     STATE/NAME/network.json     the addresses chosen for the name, remembered
     STATE/NAME/leases.json      DHCP's memory
+    STATE/NAME/log              the network process's own words
 
 RUNTIME is $XDG_RUNTIME_DIR/openvmnet; where there is none, /run/openvmnet for root and /tmp/openvmnet-UID for others.
 STATE is $XDG_STATE_HOME/openvmnet, else /var/lib/openvmnet for root and ~/.local/state/openvmnet for others.
@@ -19,11 +19,13 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from openvmnet.errors import HostError, OptionError
 
+_T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
@@ -31,7 +33,7 @@ def check_name(name: str) -> str:
     """A network's name: 1 to 32 letters, digits, `.`, `_`, `-`; it becomes a directory and a label in messages."""
     if not _NAME.fullmatch(name):
         raise OptionError(
-            f"'{name}' is not a network name: 1 to 32 letters, digits, '.', '_' or '-', beginning with a letter or digit",
+            f"'{name}' is not a network name: 1 to 32 letters, digits, '.', '_', '-', a letter or digit first",
             option="name",
             value=name,
         )
@@ -72,6 +74,16 @@ def names() -> list[str]:
     return sorted(entry.name for entry in runtime_root().iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
 
 
+def encode(value: object) -> bytes:
+    """`value` as JSON; addresses as text."""
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def decode(data: bytes, kind: type[_T]) -> _T:
+    """JSON as `kind`; msgspec.DecodeError where it does not fit."""
+    return msgspec.json.decode(data, type=kind, dec_hook=_from_text)
+
+
 def write(path: Path, value: object, *, durable: bool) -> None:
     """Put `value` as JSON where a reader sees either the old file or the new one, never a part.
 
@@ -81,7 +93,7 @@ def write(path: Path, value: object, *, durable: bool) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(value))
+            file.write(encode(value))
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -91,13 +103,17 @@ def write(path: Path, value: object, *, durable: bool) -> None:
         raise
 
 
+def _from_text(kind: type, value: object) -> object:
+    return kind(value)
+
+
 def _private(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise HostError(
-            f"{path} is not a directory of yours alone (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}); "
-            "it has to belong to you, writable by nobody else",
+            f"{path} has owner {status.st_uid} and mode {stat.S_IMODE(status.st_mode):04o}; "
+            "it has to be a directory of yours, writable by nobody else",
             hint=f"chmod 0700 {path}, or set XDG_RUNTIME_DIR and XDG_STATE_HOME to directories of yours",
         )
     return path

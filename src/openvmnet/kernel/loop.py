@@ -56,6 +56,11 @@ class Lane(selectors.BaseSelector):
         """Wait for other events on a watched `fd`; 0 disarms it but for errors and hang-ups."""
         self._epoll.modify(fd, events)
 
+    def rewatch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Give a watched `fd` another handler; an edge that the old one saw is reported anew if it still holds."""
+        self._epoll.modify(fd, events)
+        self._handlers[fd] = handler
+
     def forget(self, fd: int) -> None:
         """Stop watching `fd` (call it before closing the descriptor); unknown ones are ignored."""
         if self._handlers.pop(fd, None) is not None:

@@ -1,0 +1,139 @@
+"""The network process: `python -m openvmnet.daemon NAME READY_FD SPEC`, started by `openvmnet.control`.
+
+It forks and lets its parent leave at once, so that it belongs to nobody's process tree; it forks the agent before it
+imports asyncio or the services; it brings the network up, says on READY_FD that it is ready or why not, and then
+answers on the control socket until the last VM has gone. On SIGTERM, SIGINT and on the agent's death it ends too.
+What it made, it removes, however it ends short of SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from openvmnet.addressing import Choice
+    from openvmnet.control import Spec
+    from openvmnet.network import Record
+
+_AGENT_GONE = 70  # exit code, EX_SOFTWARE: the agent died under the network
+
+
+def main(argv: list[str]) -> int:
+    """Be the process of network argv[0]; argv[1] is the descriptor to report on, argv[2] the Spec as JSON."""
+    if os.fork():
+        os._exit(0)
+    name, ready = argv[0], int(argv[1])
+    os.set_inheritable(ready, False)
+    import msgspec
+
+    from openvmnet import control, state
+    from openvmnet.errors import VmnetError
+
+    spec = msgspec.json.decode(argv[2], type=control.Spec)
+    directory = state.runtime(name)
+    try:
+        choice, agent, before = _prepare(name, spec, directory)
+        return _run(name, spec, choice, agent, before, ready)
+    except VmnetError as error:
+        _sweep(directory)
+        _say(ready, control.Started(fault=control.Fault.of(error)))
+        return error.exit_code
+    except Exception as error:
+        _sweep(directory)
+        _say(ready, control.Started(fault=control.Fault("HostError", f"network '{name}' failed to start: {error!r}")))
+        raise
+
+
+def _prepare(name: str, spec: Spec, directory: Path) -> tuple[Choice, int, Record | None]:
+    """Addresses and an agent: those of a process that died, or new ones."""
+    from openvmnet import addressing
+    from openvmnet.engine.linux import namespace
+
+    before = directory / "network.json"
+    socket = directory / "agent.sock"
+    if socket.exists() and before.exists():
+        from openvmnet.network import read_record
+
+        record = read_record(before)
+        if record is not None:
+            return addressing.Choice(record.subnet), record.agent, record
+    choice = addressing.choose(name, spec)
+    if len(str(socket).encode()) > 107:  # sun_path of unix(7), with its zero
+        from openvmnet.errors import HostError
+
+        raise HostError(f"{socket} is longer than the 107 octets of a unix socket's path; set XDG_RUNTIME_DIR shorter")
+    agent = namespace.fork_agent(socket)
+    return choice, agent, None
+
+
+def _run(name: str, spec: Spec, choice: Choice, agent: int, before: Record | None, ready: int) -> int:
+    import logging
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
+    )
+    from openvmnet.kernel.loop import Lane, run
+
+    async def live(lane: Lane) -> int:
+        return await _live(lane, name, spec, choice, agent, before, ready)
+
+    return run(live)
+
+
+async def _live(
+    lane: object, name: str, spec: Spec, choice: Choice, agent: int, before: Record | None, ready: int
+) -> int:
+    import asyncio
+
+    from openvmnet import addressing, control, state
+    from openvmnet.controlserver import ControlServer
+    from openvmnet.kernel.loop import Lane
+    from openvmnet.network import Network
+
+    assert isinstance(lane, Lane)
+    directory = state.runtime(name)
+    linger = before.linger if before is not None else spec.linger
+    network = Network(lane, name, choice.subnet, linger, agent, before)
+    if choice.note:
+        network.notes.append(choice.note)
+    await network.up()
+    server = ControlServer(network, directory / "control.sock")
+    try:
+        await server.start()
+        addressing.remember(name, choice.subnet)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, network.ended.set)
+        _say(ready, control.Started(note="; ".join(network.notes) or None))
+        await network.ended.wait()
+    finally:
+        server.close()
+        network.down()
+        _sweep(directory)
+    return _AGENT_GONE if network.agent_died else 0
+
+
+def _say(ready: int, word: object) -> None:
+    import msgspec
+
+    with contextlib.suppress(OSError):  # the command that started us may have been interrupted
+        os.write(ready, msgspec.json.encode(word) + b"\n")
+        os.close(ready)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove the runtime directory with what this process put there; the agent removes its own socket."""
+    for name in ("control.sock", "network.json", "agent.sock"):
+        (directory / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,255 @@
+"""The agent: root inside a user and network namespace of its own, with no way out; it makes things there on request.
+
+It is forked from the network process before that imports anything large, unshares a user and a network namespace,
+maps its caller to root inside, and then answers on a SOCK_SEQPACKET unix socket, one JSON request a datagram:
+
+    {"op": "socket", "family": 2, "type": 2, "protocol": 0, "count": 16,
+     "options": [[level, name, value], ...], "bind": [address, port]}    sockets; a value is an int, or text for a name
+    {"op": "tap", "name": "vm1"}, {"op": "tun", "name": "up0"}            the device's descriptor
+    {"op": "run", "argv": ["ip", "-batch", "-"], "input": "..."}          `ip` or `nft` on a text, nothing else
+    {"op": "sysctl", "values": {"net.ipv4.ip_forward": "1"}}              files below /proc/sys/net
+    {"op": "links"}                                                       names of the links that are there
+    {"op": "quit"}                                                        the network is over
+
+An answer is {"ok": true, ...} with descriptors beside it (SCM_RIGHTS), or {"error": "...", "errno": N}.
+A socket or TAP keeps the namespace it was made in, whoever holds it: so the network process, which has the outside,
+uses the sockets, and the agent, which has the privileges, touches no packet.
+
+The agent outlives a network process that was killed, for as long as a guest's TAP exists: the next network process
+connects to the same path and goes on with the same bridge. When the last TAP is gone and nobody has been connected
+for some seconds, it ends, and the namespace with it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PORT_PREFIX = "vm"  # TAPs of guests are vm1, vm2, ...
+
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x0002, 0x1000, 0x4000
+_MESSAGE = 1 << 18  # octets; the longest request is a ruleset of some kilobytes
+_ORPHAN_POLL = 500  # ms between looks for guests while no network process is connected
+_ORPHAN_GRACE = 6  # looks without a guest and without a network process before the agent ends
+_PROGRAMS = ("ip", "nft")
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def fork(path: str) -> int:
+    """Fork the agent, listening on unix socket `path`; gives its pid once it is inside its namespaces.
+
+    Raises OSError with the errno of what the kernel refused (unshare(2), the id maps, the socket).
+    """
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(read)
+            _main(path, write)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        word = pipe.read()
+    if word != b"ok":
+        os.waitpid(pid, 0)
+        number, _, what = word.decode(errors="replace").partition(" ")
+        raise OSError(int(number) if number.isdigit() else errno.EIO, what or "the agent ended before it was ready")
+    return pid
+
+
+def _main(path: str, ready: int) -> None:
+    listener = None
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _enter_namespaces()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        os.umask(0o077)
+        listener.bind(path)
+        listener.listen(4)
+        _drop_descriptors({ready, listener.fileno()})
+    except OSError as error:
+        os.write(ready, f"{error.errno} {error.strerror}".encode())
+        return
+    os.write(ready, b"ok")
+    os.close(ready)
+    try:
+        _serve(listener)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _enter_namespaces() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    libc = ctypes.CDLL(None, use_errno=True)  # os.unshare() is new in Python 3.12
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"unshare(CLONE_NEWUSER | CLONE_NEWNET): {os.strerror(number)}")
+    # Without CAP_SETGID in the parent namespace the kernel wants setgroups(2) denied first: user_namespaces(7).
+    for name, value in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(value)
+        except OSError as error:
+            raise OSError(error.errno, f"/proc/self/{name}: {error.strerror}") from error
+
+
+def _drop_descriptors(keep: set[int]) -> None:
+    """Close all but `keep` and standard error: what a user's shell left open is not the agent's."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _serve(listener: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    clients: dict[int, socket.socket] = {}
+    lonely = 0
+    while lonely < _ORPHAN_GRACE:
+        events = poll.poll(-1 if clients else _ORPHAN_POLL)
+        lonely = 0 if clients or events or _guests() else lonely + 1
+        for fd, _ in events:
+            if fd == listener.fileno():
+                client, _ = listener.accept()
+                # A mapped uid other than 0 is another user's; the directory's mode keeps those out already.
+                if struct.unpack("=iii", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != 0:
+                    client.close()
+                    continue
+                clients[client.fileno()] = client
+                poll.register(client, select.POLLIN)
+            elif not _answer(clients[fd]):
+                poll.unregister(fd)
+                clients.pop(fd).close()
+
+
+def _guests() -> bool:
+    return any(name.startswith(PORT_PREFIX) and name[2:].isdigit() for _, name in socket.if_nameindex())
+
+
+def _answer(client: socket.socket) -> bool:
+    """Serve one request; False when the client is gone."""
+    try:
+        data = client.recv(_MESSAGE)
+    except OSError:
+        return False
+    if not data:
+        return False
+    fds: list[int] = []
+    try:
+        request = json.loads(data)
+        if request["op"] == "quit":
+            client.close()
+            raise SystemExit
+        reply, fds = _OPERATIONS[request["op"]](request)
+        reply["ok"] = True
+    except OSError as error:
+        reply = {"error": error.strerror or str(error), "errno": error.errno or errno.EIO}
+    except (KeyError, TypeError, ValueError) as error:
+        reply = {"error": f"not a request: {error!r}", "errno": errno.EINVAL}
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        client.sendmsg([json.dumps(reply).encode()], rights)
+    except OSError:
+        return False
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return True
+
+
+_Reply = tuple[dict[str, Any], list[int]]
+
+
+def _socket(request: dict[str, Any]) -> _Reply:
+    fds: list[int] = []
+    try:
+        for _ in range(request.get("count", 1)):
+            sock = socket.socket(request["family"], request["type"], request.get("protocol", 0))
+            fds.append(sock.detach())
+            with socket.socket(fileno=os.dup(fds[-1])) as view:
+                for level, name, value in request.get("options", []):
+                    view.setsockopt(level, name, value.encode() if isinstance(value, str) else value)
+                if "bind" in request:
+                    where = request["bind"]
+                    view.bind(tuple(where) if isinstance(where, list) else where)
+                if "listen" in request:
+                    view.listen(request["listen"])
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return {}, fds
+
+
+def _device(flags: int) -> Callable[[dict[str, Any]], _Reply]:
+    def make(request: dict[str, Any]) -> _Reply:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", request["name"].encode(), flags | _IFF_NO_PI))
+        except OSError:
+            os.close(fd)
+            raise
+        return {}, [fd]
+
+    return make
+
+
+def _run(request: dict[str, Any]) -> _Reply:
+    argv = request["argv"]
+    if argv[0] not in _PROGRAMS:
+        raise ValueError(f"{argv[0]} is none of {', '.join(_PROGRAMS)}")
+    done = subprocess.run(
+        argv, input=request.get("input", ""), capture_output=True, text=True, check=False, env={"PATH": _PATH}
+    )
+    return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}, []
+
+
+def _sysctl(request: dict[str, Any]) -> _Reply:
+    missing = []
+    for name, value in request["values"].items():
+        path = "/proc/sys/" + name.replace(".", "/")
+        if not path.startswith("/proc/sys/net/") or ".." in name:
+            raise ValueError(f"{name} is not below net")
+        try:
+            with open(path, "w") as file:
+                file.write(value)
+        except FileNotFoundError:  # a kernel without that part (br_netfilter, IPv6) has nothing to set
+            missing.append(name)
+    return {"missing": missing}, []
+
+
+def _links(_: dict[str, Any]) -> _Reply:
+    return {"links": [name for _, name in socket.if_nameindex()]}, []
+
+
+_OPERATIONS: dict[str, Callable[[dict[str, Any]], _Reply]] = {
+    "socket": _socket,
+    "tap": _device(_IFF_TAP | _IFF_VNET_HDR),
+    "tun": _device(_IFF_TUN),
+    "run": _run,
+    "sysctl": _sysctl,
+    "links": _links,
+}

@@ -1,0 +1,203 @@
+"""The Linux engine: one network's namespace, its bridge and ports, and the sockets that its services answer on.
+
+A port is a TAP whose descriptor goes to the VM. The device is not persistent: when the last holder of the descriptor is
+gone, however it went, the kernel removes the device and tells on the netlink socket here. That is the end of the port;
+no pid is watched, and a VM that forks (`-daemonize`) or an aborted `vmnet run` needs no case of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from openvmnet.engine.linux import firewall, links
+from openvmnet.engine.linux.agent import PORT_PREFIX
+from openvmnet.engine.linux.firewall import BRIDGE, UPLINK
+from openvmnet.engine.linux.namespace import Namespace
+from openvmnet.errors import HostError
+from openvmnet.kernel import netlink
+from openvmnet.kernel.loop import READ
+from openvmnet.kernel.sockets import IP_TRANSPARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from openvmnet.kernel.loop import Lane
+    from openvmnet.netdev import Subnet
+
+_SO_RCVMARK = 75  # Linux 5.19; without it DHCP cannot tell ports apart
+_ETH_P_ARP = 0x0806
+_BACKLOG = 4096
+_POOL = 32  # transparent UDP sockets fetched at a time: one round trip to the agent for as many flows
+_DATAGRAM_BUFFER = 1 << 20  # octets; the kernel clamps it to net.core.rmem_max
+_NETLINK_BUFFER = 1 << 17
+
+
+class LinuxEngine:
+    """A network's namespace: `agent` is the path of its agent's socket, `mac` the gateway's MAC."""
+
+    def __init__(self, agent: Path, subnet: Subnet, mac: str, mtu: int) -> None:
+        self.subnet = subnet
+        self.mac = mac
+        self.mtu = mtu
+        self.namespace = Namespace(agent)
+        self.tun = -1
+        self.listener: socket.socket
+        self.adopted: list[str] = []  # ports of guests that were here before this process
+        self._netlink: socket.socket
+        self._events: socket.socket
+        self._pool: list[int] = []
+        self._isolated: dict[str, bool] = {}
+
+    async def up(self) -> None:
+        """Make the namespace a network, or take over the one that is there."""
+        present = (await self.namespace.ask("links")).values["links"]
+        await self.namespace.ask("sysctl", values=links.SYSCTLS)
+        if BRIDGE not in present:
+            subnet = self.subnet
+            text = links.bridge(subnet.gateway, subnet.network.prefixlen, self.mac, self.mtu)
+            await self.namespace.run(["ip", "-batch", "-"], text)
+        self.adopted = [name for name in present if name.startswith(PORT_PREFIX) and name[2:].isdigit()]
+        self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
+        await self.namespace.run(["ip", "-batch", "-"], links.uplink())
+        (self.listener,) = self.namespace.sockets(
+            socket.AF_INET,
+            socket.SOCK_STREAM,
+            options=[(socket.SOL_IP, IP_TRANSPARENT, 1)],
+            bind=("127.0.0.1", 0),
+            listen=_BACKLOG,
+        )
+        rules = firewall.ruleset(self.subnet.gateway, self.subnet.network, self.mac, self.listener.getsockname()[1])
+        await self.namespace.run(["nft", "-f", "-"], rules)
+        (self._netlink,) = self.namespace.sockets(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
+        self._netlink.settimeout(1.0)
+        (self._events,) = self.namespace.sockets(
+            socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE, bind=(0, netlink.GROUP_LINK)
+        )
+
+    def watch(self, lane: Lane, on_departure: Callable[[str], None], on_agent_gone: Callable[[], None]) -> None:
+        """Tell of ports whose VM has gone, and of the agent's death."""
+
+        def events(_: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    for name in netlink.departures(self._events.recv(_NETLINK_BUFFER)):
+                        on_departure(name)
+
+        def gone(_: int) -> None:
+            lane.forget(self.namespace.watch_fd())
+            on_agent_gone()
+
+        lane.watch(self._events.fileno(), READ, events)
+        lane.watch(self.namespace.watch_fd(), READ, gone)
+        self._lane = lane
+
+    async def plug(self, number: int, *, isolated: bool) -> tuple[str, int]:
+        """Make port `number`; its link's name and the TAP's descriptor. A failure leaves no device behind."""
+        link = f"{PORT_PREFIX}{number}"
+        (fd,) = (await self.namespace.ask("tap", name=link)).fds
+        try:
+            await self.adopt(link, isolated=isolated)
+        except BaseException:
+            os.close(fd)
+            raise
+        return link, fd
+
+    async def adopt(self, link: str, *, isolated: bool) -> None:
+        """Put `link` on the bridge and into the rules."""
+        await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.mtu, isolated=isolated))
+        await self.namespace.run(["nft", "-f", "-"], firewall.add_port(link, _number(link), isolated=isolated))
+        self._isolated[link] = isolated
+
+    async def unplug(self, link: str) -> None:
+        """Take a departed port out of the rules."""
+        isolated = self._isolated.pop(link, False)
+        await self.namespace.run(["nft", "-f", "-"], firewall.remove_port(link, _number(link), isolated=isolated))
+
+    def transparent(self) -> int:
+        """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""
+        if not self._pool:
+            options = [
+                (socket.SOL_IP, IP_TRANSPARENT, 1),
+                (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+                (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
+            ]
+            made = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, count=_POOL, options=list(options))
+            self._pool = [sock.detach() for sock in made]
+        return self._pool.pop()
+
+    def dhcp_sockets(self) -> tuple[socket.socket, socket.socket, socket.socket]:
+        """DHCP's three: the server's UDP socket, a raw one to send frames, and one that hears ARP."""
+        gateway: tuple[str | int, ...] = ("0.0.0.0", 67)  # noqa: S104 - of the bridge only, by SO_BINDTODEVICE
+        options: list[tuple[int, int, int | str]] = [
+            (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+            (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
+            (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE),
+            (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
+        ]
+        try:
+            marked = [*options, (socket.SOL_SOCKET, _SO_RCVMARK, 1)]
+            (udp,) = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=marked, bind=gateway)
+        except HostError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in (errno.ENOPROTOOPT, errno.EPERM):
+                raise
+            (udp,) = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=options, bind=gateway)
+        (raw,) = self.namespace.sockets(socket.AF_PACKET, socket.SOCK_RAW, 0, bind=(BRIDGE, 0))
+        (arp,) = self.namespace.sockets(
+            socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP), bind=(BRIDGE, _ETH_P_ARP)
+        )
+        return udp, raw, arp
+
+    def dns_sockets(self) -> tuple[socket.socket, socket.socket]:
+        """DNS's two on the gateway's address: UDP, and TCP listening."""
+        where: tuple[str | int, ...] = (str(self.subnet.gateway), 53)
+        reuse = [(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1), (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER)]
+        (udp,) = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=list(reuse), bind=where)
+        (tcp,) = self.namespace.sockets(
+            socket.AF_INET, socket.SOCK_STREAM, options=list(reuse[:1]), bind=where, listen=128
+        )
+        return udp, tcp
+
+    def links(self) -> dict[str, netlink.Link]:
+        """The guests' links with their counters, by name."""
+        return {link.name: link for link in netlink.links(self._netlink) if link.name.startswith(PORT_PREFIX)}
+
+    def neighbours(self) -> list[netlink.Neighbour]:
+        """The guests' addresses and MACs that the namespace has resolved."""
+        return netlink.neighbours(self._netlink)
+
+    async def counters(self) -> dict[str, int]:
+        """What the firewall counted, in packets."""
+        text = await self.namespace.run(["nft", "-j", "list", "counters"], "")
+        return firewall.counters(json.loads(text).get("nftables", []))
+
+    def down(self) -> None:
+        """End the namespace: its agent goes, and with the last VM's TAP the namespace itself."""
+        for sock in (self._netlink, self._events):
+            self._lane.forget(sock.fileno())
+            sock.close()
+        self._lane.forget(self.namespace.watch_fd())
+        for fd in self._pool:
+            os.close(fd)
+        self._pool.clear()
+        self.namespace.quit()
+
+
+def _number(link: str) -> int:
+    return int(link.removeprefix(PORT_PREFIX))
+
+
+async def wait_gone(path: Path, seconds: float) -> bool:
+    """Wait for the agent's socket to disappear; whether it did."""
+    for _ in range(int(seconds * 100)):
+        if not path.exists():
+            return True
+        await asyncio.sleep(0.01)
+    return False

@@ -1,0 +1,176 @@
+"""The rules of a network's namespace, as one nftables text, loaded in one transaction.
+
+Two tables. Table `bridge vmnet` sees every frame that enters from a VM's port, before the bridge learns or forwards it:
+
+- it stamps the port's mark on the frame (PORT_MARK + number), which travels with the packet up to the sockets, so that
+  DHCP and the limits below know where a packet came from, whatever addresses it claims;
+- a guest cannot pose as the gateway: its MAC or IPv4 address as a source (ARP sender included), DHCP server answers and
+  router advertisements are dropped; so is what claims or seeks a loopback address;
+- an isolated port exchanges no frame with another port (set `isolated`), in addition to the bridge's own flag, which
+  only separates isolated ports from each other.
+
+Table `ip vmnet` decides what happens to a packet for the outside (DESIGN: first packet in Python, the rest in the
+kernel), in prerouting at mangle priority, after defragmentation:
+
+- to the gateway, to broadcast, within the subnet: the local stack, or dropped in `forward` when it would be routed back
+  out of the bridge (no path between guests but the bridge);
+- TCP that opens (SYN alone), UDP without a flow's socket, ICMP echo: mark TO_PYTHON, routed to the TUN `up0`;
+- any other TCP: TPROXY to the pump's listener or the flow's own socket; UDP with a flow's socket, and ICMP errors about
+  flows: mark TO_SOCKET, delivered here although the address is elsewhere;
+- what is never forwarded (loopback, link-local with the cloud metadata service, this-network, multicast, class E):
+  refused with ICMP, counted; other protocols: ICMP protocol unreachable, counted.
+
+Openings are limited per port, so a flood from one guest meets the kernel, not Python, and not its neighbours' share.
+No rule takes text from a user: names of links are ours (vmN), addresses come from `ipaddress` objects.
+Needs nftables 1.0 and Linux 5.10: tproxy, socket, reject in prerouting, dynamic sets with limits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv4Network
+
+BRIDGE = "vmnet0"
+UPLINK = "up0"
+TO_SOCKET, TO_PYTHON = 1, 2
+PORT_MARK = 0x1000
+
+# Openings a second and port, with the burst that one may spend at once. A guest that works opens some hundred flows a
+# second; the slow path bears about ten times that, and the limit has to keep one guest from taking all of it.
+OPENINGS = 10000
+DHCP_RATE = 1000
+ARP_RATE = 500
+
+# Destinations that are nowhere, or this host itself: RFC 6890. The kernel takes 0.0.0.0 for "this host" (inet(7)).
+NEVER = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
+
+
+def ruleset(gateway: IPv4Address, network: IPv4Network, mac: str, listener: int) -> str:
+    """The whole ruleset; `listener` is the port of the pump's transparent socket on 127.0.0.1."""
+    return _bridge_table(gateway, mac) + _ip_table(network, listener)
+
+
+def _bridge_table(gateway: IPv4Address, mac: str) -> str:
+    return f"""
+table bridge vmnet
+delete table bridge vmnet
+table bridge vmnet {{
+  map marks {{ type ifname : mark; }}
+  set isolated {{ type ifname; }}
+  set arps {{ type ifname; size 256; flags dynamic,timeout; timeout 1m; }}
+  counter spoofed {{ }}
+  counter isolation {{ }}
+  chain prerouting {{
+    type filter hook prerouting priority filter; policy accept;
+    iifname "{BRIDGE}" accept
+    meta mark set iifname map @marks
+    ether saddr {mac} counter name spoofed drop
+    ether type arp jump guard_arp
+    ether type ip jump guard_ip
+    ether type ip6 jump guard_ip6
+  }}
+  chain guard_arp {{
+    arp saddr ip {gateway} counter name spoofed drop
+    arp saddr ether {mac} counter name spoofed drop
+    update @arps {{ iifname {_limit(ARP_RATE)} }} drop
+  }}
+  chain guard_ip {{
+    ip saddr {gateway} counter name spoofed drop
+    ip saddr 127.0.0.0/8 counter name spoofed drop
+    ip daddr 127.0.0.0/8 counter name spoofed drop
+    udp sport 67 counter name spoofed drop
+  }}
+  chain guard_ip6 {{
+    icmpv6 type nd-router-advert counter name spoofed drop
+    udp sport 547 counter name spoofed drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname @isolated counter name isolation drop
+    oifname @isolated counter name isolation drop
+  }}
+}}
+"""
+
+
+def _ip_table(network: IPv4Network, listener: int) -> str:
+    intercept = f"tproxy to 127.0.0.1:{listener} meta mark set {TO_SOCKET} accept"
+    return f"""
+table ip vmnet
+delete table ip vmnet
+table ip vmnet {{
+  set openings {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
+  set dhcp {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
+  counter limited {{ }}
+  counter refused {{ }}
+  counter unsupported {{ }}
+  counter hairpin {{ }}
+  chain prerouting {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname "{UPLINK}" ip saddr {network} meta l4proto tcp {intercept}
+    iifname != "{BRIDGE}" accept
+    udp dport 67 jump dhcp
+    ip daddr {{ {network}, 255.255.255.255 }} accept
+    ip saddr != {network} counter name refused drop
+    ip daddr {{ {NEVER} }} jump refuse
+    meta l4proto tcp jump segment
+    udp sport 0 drop
+    meta l4proto udp socket transparent 1 meta mark set {TO_SOCKET} accept
+    icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} meta mark set {TO_SOCKET} accept
+    meta l4proto != {{ udp, icmp }} counter name unsupported reject with icmp type prot-unreachable
+    meta l4proto icmp icmp type != echo-request counter name unsupported drop
+    jump opening
+  }}
+  chain dhcp {{
+    update @dhcp {{ meta mark {_limit(DHCP_RATE)} }} counter name limited drop
+  }}
+  chain segment {{
+    tcp flags & (syn|ack|rst|fin) == syn goto opening
+    meta l4proto tcp {intercept}
+  }}
+  chain opening {{
+    update @openings {{ meta mark {_limit(OPENINGS)} }} counter name limited drop
+    meta mark set {TO_PYTHON} accept
+  }}
+  chain refuse {{
+    ip daddr {{ 224.0.0.0/4, 240.0.0.0/4 }} counter name refused drop
+    counter name refused reject with icmp type net-prohibited
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop;
+    iifname "{BRIDGE}" oifname "{UPLINK}" accept
+    iifname "{UPLINK}" oifname "{BRIDGE}" accept
+    counter name hairpin
+  }}
+}}
+"""
+
+
+def _limit(rate: int) -> str:
+    return f"limit rate over {rate}/second burst {rate} packets"
+
+
+def add_port(link: str, number: int, *, isolated: bool) -> str:
+    """The elements that make `link` port `number`."""
+    text = f'add element bridge vmnet marks {{ "{link}" : {PORT_MARK + number} }}\n'
+    if isolated:
+        text += f'add element bridge vmnet isolated {{ "{link}" }}\n'
+    return text
+
+
+def remove_port(link: str, number: int, *, isolated: bool) -> str:
+    """Take back what `add_port()` added."""
+    return add_port(link, number, isolated=isolated).replace("add element", "delete element")
+
+
+def counters(listing: Iterable[dict[str, object]]) -> dict[str, int]:
+    """Packets by counter name, from `nft -j list counters`; keys that this version does not know are passed over."""
+    found: dict[str, int] = {}
+    for item in listing:
+        counter = item.get("counter")
+        if isinstance(counter, dict) and isinstance(counter.get("packets"), int):
+            found[str(counter.get("name"))] = counter["packets"]
+    return found

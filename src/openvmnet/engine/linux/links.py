@@ -1,0 +1,66 @@
+"""Links, addresses, rules and routes of a network's namespace, as texts for `ip -batch -`, and the sysctls beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from openvmnet.engine.linux.firewall import BRIDGE, TO_PYTHON, TO_SOCKET, UPLINK
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+_SOCKET_TABLE, _PYTHON_TABLE = 100, 200
+# A TAP's ring of 1,000 frames drops a burst that the uplink has already acknowledged: a download falls to a seventeenth.
+_TAP_QUEUE = 20000
+_TUN_QUEUE = 2000  # openings that wait for Python
+_TUN_MTU = 65535  # reassembled datagrams come to Python whole
+
+SYSCTLS = {
+    "net.ipv4.ip_forward": "1",
+    # Packets for elsewhere, from a device without addresses: the reverse path filter would drop them all.
+    "net.ipv4.conf.all.rp_filter": "0",
+    "net.ipv4.conf.default.rp_filter": "0",
+    "net.ipv4.conf.all.send_redirects": "0",
+    "net.ipv4.conf.default.send_redirects": "0",
+    # Where br_netfilter is loaded (every Docker host) a new namespace sends bridged packets through the IP hooks, where
+    # TPROXY takes their socket away again and every SYN gets a RST.
+    "net.bridge.bridge-nf-call-iptables": "0",
+    "net.bridge.bridge-nf-call-ip6tables": "0",
+    "net.bridge.bridge-nf-call-arptables": "0",
+    "net.ipv6.conf.all.disable_ipv6": "1",
+    "net.ipv6.conf.default.disable_ipv6": "1",
+    # One traceroute sends its probes at once; the default of one ICMP error a second would answer the first alone.
+    "net.ipv4.icmp_ratelimit": "10",
+}
+
+
+def bridge(gateway: IPv4Address, prefixlen: int, mac: str, mtu: int) -> str:
+    """The bridge with the gateway's address, and where marked packets go."""
+    return f"""\
+link set lo up
+link add name {BRIDGE} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+link set {BRIDGE} mtu {mtu}
+addr add {gateway}/{prefixlen} brd + dev {BRIDGE}
+link set {BRIDGE} up
+rule add fwmark {TO_SOCKET} lookup {_SOCKET_TABLE}
+rule add fwmark {TO_PYTHON} lookup {_PYTHON_TABLE}
+route add local 0.0.0.0/0 dev lo table {_SOCKET_TABLE}
+"""
+
+
+def uplink() -> str:
+    """The TUN to Python: again for each network process, since it goes with the one before."""
+    return f"""\
+link set {UPLINK} mtu {_TUN_MTU} txqueuelen {_TUN_QUEUE} up
+route replace default dev {UPLINK} table {_PYTHON_TABLE}
+"""
+
+
+def port(link: str, mtu: int, *, isolated: bool) -> str:
+    """A guest's TAP on the bridge."""
+    flag = "on" if isolated else "off"
+    return f"""\
+link set {link} mtu {mtu} txqueuelen {_TAP_QUEUE} master {BRIDGE}
+link set {link} type bridge_slave isolated {flag}
+link set {link} up
+"""

@@ -1,0 +1,172 @@
+"""The network process's end of the agent: namespaces, and the things that are made inside them.
+
+`request()` blocks for one round trip: 0.1 ms for sockets, which a flow's first packet waits for. `ask()` is the same as
+a coroutine, for `ip` and `nft`, which take milliseconds that guests' traffic should not wait for. They use a connection
+each, so that an answer always belongs to the request before it; the agent serves them one at a time.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from openvmnet.engine.linux import agent
+from openvmnet.errors import HostError, MissingFeature
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MESSAGE = 1 << 18
+_FDS = 64  # descriptors in one answer; SCM_RIGHTS carries up to 253
+_TIMEOUT = 10.0  # s; the longest request takes some tens of milliseconds
+
+
+class Reply(NamedTuple):
+    """An agent's answer and the descriptors that came with it."""
+
+    values: dict[str, Any]
+    fds: list[int]
+
+
+def fork_agent(path: Path) -> int:
+    """Fork an agent listening on `path`; its pid. `MissingFeature` with the cure where the host forbids it."""
+    try:
+        return agent.fork(str(path))
+    except OSError as error:
+        raise _explain(error) from error
+
+
+class Namespace:
+    """A connection pair to the agent at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._quick = _connect(path)
+        self._slow = _connect(path)
+        self._slow.setblocking(False)
+        self._lock = asyncio.Lock()
+
+    def watch_fd(self) -> int:
+        """A descriptor that becomes readable when the agent dies, and at no other time outside a request."""
+        return self._quick.fileno()
+
+    def request(self, op: str, **values: object) -> Reply:
+        """One round trip, blocking."""
+        try:
+            self._quick.send(json.dumps({"op": op, **values}).encode())
+            return _reply(op, *_receive(self._quick))
+        except TimeoutError as error:
+            raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
+
+    async def ask(self, op: str, **values: object) -> Reply:
+        """One round trip, while the loop goes on."""
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            await loop.sock_sendall(self._slow, json.dumps({"op": op, **values}).encode())
+            readable = loop.create_future()
+            loop.add_reader(self._slow, lambda: readable.done() or readable.set_result(None))
+            try:
+                await asyncio.wait_for(readable, _TIMEOUT)
+            except TimeoutError as error:
+                raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
+            finally:
+                loop.remove_reader(self._slow)
+            return _reply(op, *_receive(self._slow))
+
+    def sockets(
+        self,
+        family: int,
+        kind: int,
+        protocol: int = 0,
+        *,
+        count: int = 1,
+        options: list[tuple[int, int, int | str]] | None = None,
+        bind: tuple[str | int, ...] | None = None,
+        listen: int | None = None,
+    ) -> list[socket.socket]:
+        """Non-blocking sockets of the namespace, with `options` set; bound and listening where asked."""
+        request: dict[str, object] = {"family": family, "type": kind, "protocol": protocol, "count": count}
+        request["options"] = options or []
+        if bind is not None:
+            request["bind"] = list(bind)
+        if listen is not None:
+            request["listen"] = listen
+        made = [socket.socket(fileno=fd) for fd in self.request("socket", **request).fds]
+        for sock in made:
+            sock.setblocking(False)
+        return made
+
+    async def run(self, argv: list[str], text: str) -> str:
+        """Run `ip` or `nft` inside on `text`; its output. `HostError` with the program's own words when it fails."""
+        done = (await self.ask("run", argv=argv, input=text)).values
+        if done["status"] != 0:
+            raise HostError(f"`{' '.join(argv)}` failed in the namespace: {done['stderr'].strip() or done['status']}")
+        return str(done["stdout"])
+
+    def quit(self) -> None:
+        """End the agent, and hang up."""
+        with contextlib.suppress(OSError):  # it may be gone already
+            self._quick.send(b'{"op": "quit"}')
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; the agent stays for a while, for a process that takes over."""
+        self._quick.close()
+        self._slow.close()
+
+
+def _connect(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(_TIMEOUT)
+    try:
+        sock.connect(str(path))
+    except OSError as error:
+        sock.close()
+        raise HostError(f"the agent at {path} cannot be reached: {error.strerror}") from error
+    return sock
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    data, ancillary, _, _ = sock.recvmsg(_MESSAGE, socket.CMSG_SPACE(4 * _FDS))
+    fds = array.array("i")
+    for _, kind, payload in ancillary:
+        if kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload)
+    return data, list(fds)
+
+
+def _reply(op: str, data: bytes, fds: list[int]) -> Reply:
+    if not data:
+        raise HostError(f"the agent is gone; it was asked for '{op}'")
+    values = json.loads(data)
+    if "error" in values:
+        raise _explain(OSError(values["errno"], f"{op}: {values['error']}"))
+    return Reply(values, fds)
+
+
+def _explain(error: OSError) -> HostError:
+    """The sentence and the cure for what a host most often forbids."""
+    what = error.strerror or str(error)
+    if "unshare" in what or "_map" in what or "setgroups" in what:
+        hint = "vmnet doctor"
+        if error.errno in (errno.EPERM, errno.EACCES) and os.path.exists(
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+        ):
+            hint = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+        elif error.errno == errno.ENOSPC:
+            hint = "sudo sysctl -w user.max_user_namespaces=15000"
+        return MissingFeature(f"this host lets {_who()} make no user and network namespace: {what}", hint=hint)
+    if what.startswith(("tap", "tun")) and error.errno in (errno.EACCES, errno.ENOENT, errno.EPERM):
+        return MissingFeature(
+            f"/dev/net/tun cannot be opened by {_who()}: {what}", hint="sudo modprobe tun; sudo chmod 0666 /dev/net/tun"
+        )
+    return HostError(f"the agent could not do '{what}'")
+
+
+def _who() -> str:
+    return f"uid {os.getuid()}"

@@ -1,0 +1,100 @@
+"""The slow path: what opens a flow comes here as a raw IPv4 packet, through the TUN `up0`.
+
+The firewall sends here only what opens: TCP SYNs, UDP datagrams without a flow, ICMP echo requests. Each goes to the
+uplink of its protocol. What an uplink answers in a guest's direction (the accepted SYN, a RST, an ICMP error, an echo
+reply) is written to the same TUN.
+
+Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one guest's
+openings may take SHARE of each window of time; what is beyond it is dropped unparsed, as on a congested link, and
+counted. A guest that is alone may take what there is. The firewall's own limit per port lies before all that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from openvmnet.errors import Malformed
+from openvmnet.kernel.loop import READ
+from openvmnet.wire import ip
+
+if TYPE_CHECKING:
+    from openvmnet.kernel.loop import Lane
+
+log = logging.getLogger(__name__)
+
+PACKETS = 64  # taken in one turn
+WINDOW = 0.1  # s
+SHARE = 0.2  # of a window, for one guest's openings while there are others
+_LARGEST = 65536
+
+
+class Uplink(Protocol):
+    """What opens flows of one protocol."""
+
+    def open(self, packet: bytes, header: ip.Header) -> None:
+        """A packet that opens a flow."""
+
+
+class SlowPath:
+    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist."""
+
+    def __init__(self, lane: Lane, tun: int) -> None:
+        self._lane = lane
+        self._tun = tun
+        self._spent: dict[bytes, float] = {}
+        self._window = 0.0
+        self.uplinks: dict[int, Uplink] = {}
+        self.guests = 1  # plugged now; set by the network
+        self.counters = {"slowpath_packets": 0, "slowpath_malformed": 0, "slowpath_over_budget": 0}
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._lane.watch(self._tun, READ, self._on_packets)
+
+    def write(self, packet: bytes) -> None:
+        """Put a packet into the namespace; one that the kernel does not take is lost, as on any link."""
+        try:
+            os.write(self._tun, packet)
+        except OSError as error:
+            log.debug("up0 did not take a packet of %d octets: %s", len(packet), error)
+
+    def close(self) -> None:
+        """Stop reading, and close the TUN."""
+        self._lane.forget(self._tun)
+        os.close(self._tun)
+
+    def _on_packets(self, _: int) -> None:
+        now = time.monotonic()
+        if now - self._window > WINDOW:
+            self._window = now
+            self._spent.clear()
+        allowance = WINDOW * (SHARE if self.guests > 1 else 1000)
+        spent = self._spent
+        for _ in range(PACKETS):
+            try:
+                packet = os.read(self._tun, _LARGEST)
+            except BlockingIOError:
+                return
+            self.counters["slowpath_packets"] += 1
+            guest = packet[12:16]
+            used = spent.get(guest, 0.0)
+            if used > allowance:
+                self.counters["slowpath_over_budget"] += 1
+                continue
+            self._dispatch(packet)
+            after = time.monotonic()
+            spent[guest] = used + after - now
+            now = after
+
+    def _dispatch(self, packet: bytes) -> None:
+        try:
+            header = ip.parse(packet)
+            uplink = self.uplinks.get(header.protocol)
+            if uplink is not None:
+                uplink.open(packet, header)
+        except Malformed as error:
+            self.counters["slowpath_malformed"] += 1
+            log.debug("a guest's packet was dropped: %s", error)

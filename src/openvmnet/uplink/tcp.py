@@ -1,0 +1,281 @@
+"""TCP from a guest to the outside: from the SYN to a pair of sockets for the pump.
+
+A guest's SYN comes through the TUN as a raw packet. Python opens a host socket to its destination and answers nothing
+yet. When the outside has accepted, the same SYN is written back to the TUN; coming from there it meets the TPROXY
+rule, and the kernel completes the handshake with the guest on the transparent listener: the guest sees its connection
+accepted exactly when the outside accepted it. Where the outside refuses, the guest gets a RST; where the kernel has no route or
+a router said so, the matching ICMP error; where nothing answers, nothing, and the host socket gives up when the kernel
+does (net.ipv4.tcp_syn_retries). A retransmitted SYN finds its pending opening.
+
+An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they lie in the packet. An accepted
+connection has to find it by what accept4(2) tells for free, the guest's end, six octets; only where one guest port has
+several openings at once is getsockname(2) asked for the other end.
+
+Bounds: OPENINGS_PER_GUEST openings of one guest, `limit` flows and openings in all, an accepted host connection whose
+guest does not complete within ACCEPT_TIMEOUT is reset. A SYN beyond a bound is dropped, counted, and said once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from openvmnet.kernel import sockets
+from openvmnet.kernel.loop import BROKEN, WRITE
+from openvmnet.uplink.pipes import PipePool
+from openvmnet.uplink.pump import EVENTS, Flow
+from openvmnet.wire import ip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openvmnet.kernel.loop import Lane
+
+log = logging.getLogger(__name__)
+
+OPENINGS_PER_GUEST = 512
+ACCEPT_TIMEOUT = 30.0  # s; a guest that answers at all answers a SYN-ACK within a round trip of the bridge
+KEEPALIVE_AFTER = 30.0  # s between sweeps that turn keep-alive on for flows that have lived through one
+KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection after (RFC 5382: 2 h 4 min at the least)
+_ACCEPTS = 64  # connections accepted in one turn
+
+# What a failed connect(2) is to the guest: an ICMP unreachable code, or a RST. Everything else stays unanswered.
+_UNREACHABLE = {
+    errno.ENETUNREACH: ip.NET,
+    errno.EHOSTUNREACH: ip.HOST,
+    errno.EHOSTDOWN: ip.HOST,
+    errno.ENOPROTOOPT: ip.PROTOCOL,
+    errno.EACCES: ip.ADMIN_PROHIBITED,
+    errno.EPERM: ip.ADMIN_PROHIBITED,
+    errno.EINVAL: ip.NET,
+}
+_RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
+
+
+class Opening:
+    """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
+
+    __slots__ = ("_tcp", "connected", "deadline", "fd", "guest", "header", "key", "packet")
+
+    def __init__(self, tcp: TcpUplink, key: bytes, packet: bytes, header: ip.Header, fd: int) -> None:
+        self._tcp = tcp
+        self.key = key
+        self.packet = packet
+        self.header = header
+        self.fd = fd
+        self.guest = key[8:10] + key[:4]  # as accept4(2) names it: port, address
+        self.connected = False
+        self.deadline = 0.0
+
+    def on_event(self, mask: int) -> None:
+        """Readiness of the host socket, before the guest's side exists."""
+        if self.fd < 0 or self.connected:
+            return  # what comes now waits for the flow, whose registration reports it again
+        if mask & BROKEN:
+            self._tcp.failed(self, sockets.pending_error(self.fd) or errno.ECONNREFUSED)
+        elif mask & WRITE:
+            self._tcp.connected(self)
+
+
+class TcpUplink:
+    """All TCP connections of a network's guests.
+
+    `listener` is the transparent listening socket made in the namespace, `write` puts an IPv4 packet into the TUN,
+    `error_source` is the gateway's address (4 octets), the sender of ICMP errors, `limit` the flows and openings.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        listener: socket.socket,
+        write: Callable[[bytes], object],
+        error_source: bytes,
+        resume: Callable[[Callable[[], None]], object],
+        limit: int,
+    ) -> None:
+        self._lane = lane
+        self._listener = listener
+        self._accept_fd = listener.fileno()
+        self._write = write
+        self._error_source = error_source
+        self._resume = resume
+        self._limit = limit
+        self._pool = PipePool()
+        self._openings: dict[bytes, Opening] = {}
+        self._by_guest_port: dict[bytes, list[Opening]] = {}
+        self._per_guest: dict[bytes, int] = {}
+        self._told = False
+        self.flows: set[Flow] = set()
+        self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
+        for option, value in (
+            (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+            (socket.TCP_KEEPINTVL, 60),
+            (socket.TCP_KEEPCNT, 5),
+        ):
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit all of it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        lane.watch(self._accept_fd, 1, self._on_accept)
+
+    def open(self, packet: bytes, header: ip.Header) -> None:
+        """A guest's SYN, as a whole IPv4 packet."""
+        offset = header.payload
+        if len(packet) < offset + 20:
+            return
+        key = packet[12:20] + packet[offset : offset + 4]
+        known = self._openings.get(key)
+        if known is not None:
+            if known.connected:
+                self._write(known.packet)  # the first one, or the SYN-ACK to it, was lost
+            return
+        guest = header.src
+        count = self._per_guest.get(guest, 0)
+        if count >= OPENINGS_PER_GUEST or len(self._openings) + len(self.flows) >= self._limit:
+            self._drop(guest, count)
+            return
+        try:
+            fd = sockets.tcp()
+        except OSError as error:
+            self._drop(guest, count, error)
+            return
+        opening = Opening(self, key, packet, header, fd)
+        result = sockets.connect(fd, key[10:12] + key[4:8])
+        if result not in (0, errno.EINPROGRESS):
+            os.close(fd)
+            self._answer(opening, result)
+            return
+        self._openings[key] = opening
+        self._per_guest[guest] = count + 1
+        self._lane.watch(fd, EVENTS, opening.on_event)
+
+    def connected(self, opening: Opening) -> None:
+        """The outside has accepted: let the kernel shake hands with the guest."""
+        opening.connected = True
+        opening.deadline = time.monotonic() + ACCEPT_TIMEOUT
+        self._by_guest_port.setdefault(opening.guest, []).append(opening)
+        self._write(opening.packet)
+
+    def failed(self, opening: Opening, error: int) -> None:
+        """The outside has not accepted: say to the guest what its own kernel would have said."""
+        self._forget(opening)
+        self._lane.dropped(opening.fd)
+        os.close(opening.fd)
+        opening.fd = -1
+        self._answer(opening, error)
+
+    def sweep(self) -> None:
+        """Once in a while: reset what no guest came for, and turn keep-alive on for what has lived for some time."""
+        now = time.monotonic()
+        for opening in [one for one in self._openings.values() if one.connected and one.deadline < now]:
+            self._forget(opening)
+            self._lane.dropped(opening.fd)
+            sockets.abort(opening.fd)
+            opening.fd = -1
+        for flow in self.flows:
+            if not flow.kept:
+                flow.kept = True
+                sockets.set_option(flow.host, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+                sockets.set_option(flow.host, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if self._told and len(self._openings) + len(self.flows) < self._limit // 2:
+            self._told = False
+
+    def forget_guest(self, address: bytes) -> None:
+        """The guest at `address` (4 octets) is gone: end its flows and openings."""
+        for flow in [one for one in self.flows if one.guest_address == address]:
+            flow.abort()
+        for opening in [one for one in self._openings.values() if one.key[:4] == address]:
+            self._forget(opening)
+            self._lane.dropped(opening.fd)
+            sockets.abort(opening.fd)
+            opening.fd = -1
+
+    def close(self) -> None:
+        """End everything."""
+        self._lane.forget(self._accept_fd)
+        self._listener.close()
+        for address in {one.key[:4] for one in self._openings.values()} | {one.guest_address for one in self.flows}:
+            self.forget_guest(address)
+        self._pool.close()
+
+    def pending(self) -> int:
+        """Openings now."""
+        return len(self._openings)
+
+    def _on_accept(self, _: int) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                accepted = sockets.accept(self._accept_fd)
+            except OSError as error:
+                log.warning("accepting a guest's connection: %s", error)
+                return
+            if accepted is None:
+                return
+            guest, peer = accepted
+            opening = self._match(guest, peer)
+            if opening is None:
+                self.counters["tcp_stray"] += 1
+                sockets.abort(guest)
+                continue
+            host = opening.fd
+            opening.fd = -1
+            self._forget(opening)
+            flow = Flow(self._lane, self._pool, guest, host, peer[2:], self.flows.discard, self._resume)
+            self.flows.add(flow)
+            self.counters["tcp_opened"] += 1
+            # The host's socket is watched already, its edge perhaps seen: registering anew reports what is there now.
+            self._lane.rewatch(host, EVENTS, flow.on_host)
+            self._lane.watch(guest, EVENTS, flow.on_guest)
+
+    def _match(self, guest: int, peer: bytes) -> Opening | None:
+        candidates = self._by_guest_port.get(peer)
+        if not candidates:
+            return None
+        if len(candidates) == 1:
+            return candidates[0]
+        target = sockets.local(guest)
+        for opening in candidates:
+            if opening.key[10:12] + opening.key[4:8] == target:
+                return opening
+        return None
+
+    def _forget(self, opening: Opening) -> None:
+        if self._openings.pop(opening.key, None) is None:
+            return
+        guest = opening.header.src
+        left = self._per_guest[guest] - 1
+        if left:
+            self._per_guest[guest] = left
+        else:
+            del self._per_guest[guest]
+        if opening.connected:
+            siblings = self._by_guest_port[opening.guest]
+            siblings.remove(opening)
+            if not siblings:
+                del self._by_guest_port[opening.guest]
+
+    def _answer(self, opening: Opening, error: int) -> None:
+        header, packet = opening.header, opening.packet
+        if error in _RESET:
+            self.counters["tcp_refused"] += 1
+            self._write(ip.build_reset(packet, header))
+        elif error in _UNREACHABLE:
+            self.counters["tcp_unreachable"] += 1
+            self._write(ip.build_error(self._error_source, packet, ip.UNREACHABLE, _UNREACHABLE[error]))
+        else:  # ETIMEDOUT is silence outside, so silence inside; EADDRNOTAVAIL: no port is free, a retry may find one
+            self.counters["tcp_dropped"] += 1
+
+    def _drop(self, guest: bytes, count: int, error: OSError | None = None) -> None:
+        self.counters["tcp_dropped"] += 1
+        if not self._told:
+            self._told = True
+            log.warning(
+                "a connection of %s was dropped: %s (%d openings of this guest, %d flows in all, %d allowed)",
+                socket.inet_ntoa(guest),
+                error or "a bound is reached",
+                count,
+                len(self.flows),
+                self._limit,
+            )

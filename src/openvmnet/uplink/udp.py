@@ -1,0 +1,328 @@
+"""UDP from a guest to the outside: the first datagram of a flow in Python, the rest between two kernel sockets.
+
+A flow is a guest's address and port with a destination's. Its first datagram comes through the TUN; two sockets are
+made for it. One belongs to the namespace: transparent, bound to the *destination's* address and connected to the guest,
+so the kernel gives it what else the guest sends there (firewall rule `socket transparent`) and what is written to it
+leaves as if the destination had sent it. The other is an ordinary host socket connected to the destination. From then
+on datagrams are moved between them in batches, recvmmsg(2) to sendmmsg(2), without being looked at.
+
+Errors that the outside reports to the host socket (IP_RECVERR, ip(7)) are carried back: port, host or net unreachable
+and time exceeded as the ICMP message they came as, from the router that sent it; a path too narrow as "fragmentation
+needed" with its MTU. The host socket sends with DF if the guest's first datagram had it. A datagram larger than the
+guest's link can only have come in fragments, so it may leave in fragments too.
+
+Flows end after IDLE_NEW seconds without a datagram, after IDLE_ANSWERED once the outside has answered (conntrack's
+nf_conntrack_udp_timeout and _timeout_stream). The table is bounded; when it is full, the least recently active flow of
+the guest that has most of them gives way, so a guest that scans pushes out its own flows and nobody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from openvmnet.kernel import sockets
+from openvmnet.kernel.loop import BROKEN, READ
+from openvmnet.kernel.mmsg import Batch
+from openvmnet.uplink import hosterror
+from openvmnet.wire import ip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from openvmnet.kernel.loop import Lane
+
+log = logging.getLogger(__name__)
+
+IDLE_NEW = 30.0  # s
+IDLE_ANSWERED = 180.0  # s
+_TOUCH = 1.0  # s; activity is noted no more often than this
+_ROUNDS = 2  # batches moved in one turn; the rest waits for the next, which level-triggered epoll promises
+_BATCH = 64  # datagrams
+_LARGEST = 65536  # octets
+_HEADERS = 28  # octets of IPv4 and UDP header
+
+
+class UdpFlow:
+    """One flow; `guest` and `host` are its two descriptors, `packet` the headers of its first datagram, for errors."""
+
+    __slots__ = ("_udp", "answered", "fragments", "guest", "header", "host", "key", "last", "packet")
+
+    def __init__(self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int) -> None:
+        self._udp = udp
+        self.key = key
+        self.packet = packet[: header.payload + 8]
+        self.header = header
+        self.guest = guest
+        self.host = host
+        self.last = 0.0
+        self.answered = False
+        self.fragments = not header.dont_fragment  # whether the host may fragment what it sends for the guest
+
+    def on_guest(self, mask: int) -> None:
+        """The guest has sent more, or an error of the namespace is pending (the guest refused an answer)."""
+        if self.guest < 0:
+            return
+        if mask & BROKEN:
+            # The guest's own ICMP error about an answer: nobody outside waits for it; reading it clears it.
+            sockets.pending_error(self.guest)
+        self._udp.relay_up(self)
+
+    def on_host(self, mask: int) -> None:
+        """The outside has answered, or reported an error."""
+        if self.host < 0:
+            return
+        if mask & BROKEN:
+            self._udp.report(self)
+        if mask & READ:
+            self._udp.relay_down(self)
+
+
+class UdpUplink:
+    """All UDP flows of a network's guests.
+
+    `transparent()` gives a fresh transparent UDP socket's descriptor of the namespace, `write` puts an IPv4 packet into
+    the TUN, `mtu` is the guests' link MTU, `limit` the flows at once.
+    """
+
+    def __init__(
+        self, lane: Lane, transparent: Callable[[], int], write: Callable[[bytes], object], mtu: int, limit: int
+    ) -> None:
+        self._lane = lane
+        self._transparent = transparent
+        self._write = write
+        self._mtu = mtu
+        self._limit = limit
+        self._batch = Batch(_BATCH, _LARGEST, names=False)
+        self._guests: dict[bytes, OrderedDict[bytes, UdpFlow]] = {}
+        self._count = 0
+        self._told = False
+        self.counters = {"udp_opened": 0, "udp_evicted": 0, "udp_errors": 0, "udp_dropped": 0}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def open(self, packet: bytes, header: ip.Header) -> None:
+        """A flow's first datagram, as a whole IPv4 packet."""
+        offset = header.payload
+        if header.total < offset + 8:
+            return
+        key = packet[12:20] + packet[offset : offset + 4]
+        flows = self._guests.get(header.src)
+        flow = flows.get(key) if flows is not None else None
+        if flow is None:
+            flow = self._make(key, packet, header)
+            if flow is None:
+                return
+        length = struct.unpack_from("!H", packet, offset + 4)[0]
+        self._send_one(flow, packet[offset + 8 : min(header.total, offset + length)])
+
+    def relay_up(self, flow: UdpFlow) -> None:
+        """Move what the guest has sent."""
+        batch = self._batch
+        for _ in range(_ROUNDS):
+            try:
+                count = batch.recv(flow.guest)
+            except OSError:
+                count = 0
+            if count == 0:
+                return
+            self._touch(flow)
+            start = 0
+            while start < count:
+                try:
+                    sent = batch.send(flow.host, count - start, start)
+                    if sent == 0:  # the outside's queue is full: what a network does then is drop
+                        self.counters["udp_dropped"] += count - start
+                        break
+                    start += sent
+                except OSError as error:
+                    # An error of an earlier datagram is reported once and stands in for this one, which may go now.
+                    if error.errno != errno.EMSGSIZE:
+                        self.report(flow)
+                        if flow.host < 0:
+                            return
+                        if error.errno != errno.ECONNREFUSED:
+                            start += 1
+                    else:
+                        self._too_big(flow, bytes(batch.payload(start)))
+                        start += 1
+            if count < _BATCH:
+                return
+
+    def relay_down(self, flow: UdpFlow) -> None:
+        """Move what the outside has answered."""
+        batch = self._batch
+        for _ in range(_ROUNDS):
+            try:
+                count = batch.recv(flow.host)
+            except OSError:
+                self.report(flow)
+                return
+            if count == 0:
+                return
+            flow.answered = True
+            self._touch(flow)
+            try:
+                sent = batch.send(flow.guest, count)
+            except OSError:  # the guest's ICMP error about an earlier answer; this one may go
+                with contextlib.suppress(OSError):
+                    sent = batch.send(flow.guest, count)
+                    self.counters["udp_dropped"] += count - sent
+                continue
+            self.counters["udp_dropped"] += count - sent
+            if count < _BATCH:
+                return
+
+    def report(self, flow: UdpFlow) -> None:
+        """Carry the errors of the host socket back to the guest."""
+        for error in hosterror.read(flow.host):
+            self.counters["udp_errors"] += 1
+            message = hosterror.as_icmp(error, quoted=flow.packet, destination=flow.header.dst)
+            if message is not None:
+                self._write(message)
+
+    def sweep(self) -> None:
+        """Every few seconds: end the flows that idle."""
+        now = time.monotonic()
+        for flows in list(self._guests.values()):
+            for flow in list(flows.values()):
+                if now - flow.last > (IDLE_ANSWERED if flow.answered else IDLE_NEW):
+                    self._end(flow)
+        if self._told and self._count < self._limit // 2:
+            self._told = False
+
+    def forget_guest(self, address: bytes) -> None:
+        """The guest at `address` (4 octets) is gone: end its flows."""
+        for flow in list(self._guests.get(address, {}).values()):
+            self._end(flow)
+
+    def close(self) -> None:
+        """End everything."""
+        for address in list(self._guests):
+            self.forget_guest(address)
+
+    def _make(self, key: bytes, packet: bytes, header: ip.Header) -> UdpFlow | None:
+        if self._count >= self._limit:
+            self._evict()
+        guest_peer, outside_peer = key[8:10] + key[:4], key[10:12] + key[4:8]
+        guest = host = -1
+        try:
+            host = sockets.udp()
+            sockets.set_option(host, socket.SOL_IP, sockets.IP_RECVERR)
+            if header.dont_fragment:
+                sockets.set_option(host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DO)
+            if header.ttl < 32:  # a guest that counts hops (traceroute) wants them counted outside too
+                sockets.set_option(host, socket.SOL_IP, socket.IP_TTL, header.ttl)
+            error = sockets.connect(host, outside_peer)
+            if error:
+                raise OSError(error, os.strerror(error))
+            guest = self._transparent()
+            sockets.bind(guest, outside_peer)
+            error = sockets.connect(guest, guest_peer)
+            if error:
+                raise OSError(error, os.strerror(error))
+            flow = UdpFlow(self, key, packet, header, guest, host)
+            self._lane.watch(guest, READ, flow.on_guest)
+            self._lane.watch(host, READ, flow.on_host)
+        except OSError as error:
+            for fd in (guest, host):
+                if fd >= 0:
+                    self._lane.forget(fd)
+                    os.close(fd)
+            self._refuse(packet, header, error)
+            return None
+        flow.last = time.monotonic()
+        self._guests.setdefault(header.src, OrderedDict())[key] = flow
+        self._count += 1
+        self.counters["udp_opened"] += 1
+        self._settle(flow, guest_peer)
+        return flow
+
+    def _settle(self, flow: UdpFlow, guest_peer: bytes) -> None:
+        """Between bind(2) and connect(2) the socket took anybody's datagrams: pass on this guest's, drop the rest."""
+        with socket.socket(fileno=flow.guest) as view:
+            try:
+                while True:
+                    data, (address, port) = view.recvfrom(_LARGEST, socket.MSG_DONTWAIT)
+                    if port.to_bytes(2, "big") + socket.inet_aton(address) == guest_peer:
+                        self._send_one(flow, data)
+                    else:
+                        self.counters["udp_dropped"] += 1
+            except OSError:
+                pass
+            view.detach()
+
+    def _send_one(self, flow: UdpFlow, payload: bytes) -> None:
+        self._touch(flow)
+        try:
+            _sendto(flow.host, payload)
+        except BlockingIOError:
+            self.counters["udp_dropped"] += 1
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                self._too_big(flow, payload)
+            else:
+                self.report(flow)
+                with contextlib.suppress(OSError):
+                    _sendto(flow.host, payload)
+
+    def _too_big(self, flow: UdpFlow, payload: bytes) -> None:
+        """A datagram that the outside's path does not take whole."""
+        if not flow.fragments and len(payload) + _HEADERS <= self._mtu:
+            self.report(flow)  # the error queue holds the path's MTU
+            return
+        sockets.set_option(flow.host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DONT)
+        with contextlib.suppress(OSError):
+            _sendto(flow.host, payload)
+        if not flow.fragments:
+            sockets.set_option(flow.host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DO)
+
+    def _refuse(self, packet: bytes, header: ip.Header, error: OSError) -> None:
+        code = hosterror.UNREACHABLE.get(error.errno or 0)
+        if code is not None:
+            self.counters["udp_errors"] += 1
+            self._write(ip.build_error(header.dst, packet, ip.UNREACHABLE, code))
+            return
+        self.counters["udp_dropped"] += 1
+        if not self._told:
+            self._told = True
+            log.warning("a UDP flow of %s could not be opened: %s", socket.inet_ntoa(header.src), error)
+
+    def _evict(self) -> None:
+        flows = max(self._guests.values(), key=len)
+        self.counters["udp_evicted"] += 1
+        if not self._told:
+            self._told = True
+            guest = socket.inet_ntoa(next(iter(flows.values())).header.src)
+            log.warning("all %d UDP flows are in use; the idlest one of %s gives way", self._limit, guest)
+        self._end(next(iter(flows.values())))
+
+    def _touch(self, flow: UdpFlow) -> None:
+        now = time.monotonic()
+        if now - flow.last > _TOUCH:
+            flow.last = now
+            self._guests[flow.header.src].move_to_end(flow.key)
+
+    def _end(self, flow: UdpFlow) -> None:
+        for fd in (flow.guest, flow.host):
+            self._lane.dropped(fd)
+            os.close(fd)
+        flow.guest = flow.host = -1
+        flows = self._guests[flow.header.src]
+        del flows[flow.key]
+        if not flows:
+            del self._guests[flow.header.src]
+        self._count -= 1
+
+
+def _sendto(fd: int, payload: bytes) -> None:
+    # os.write() of nothing would be no system call on some files; on a datagram socket it is an empty datagram.
+    os.write(fd, payload)
