@@ -8,7 +8,8 @@ are dispatched on the spot, inside `select()`. Both share one epoll_wait(2), hen
 Rules for a handler: it never blocks; it takes the epoll mask as its only argument; and it bears a spurious call,
 because a descriptor closed by an earlier handler of the same batch may already carry a new owner's number.
 A handler that raises is forgotten, with a log line, so that its descriptor cannot spin the loop.
-After each batch control goes back to asyncio, so timers and coroutines are never starved by a busy lane.
+Control goes back to asyncio when a descriptor of its own is ready, a timer is due, or a handler has called it
+(`call_soon`, `call_later`, a future's result): the loop's class notes each of these.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import math
 import select
 import selectors
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _T = TypeVar("_T")
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+URGENT = select.EPOLLPRI
 EDGE = select.EPOLLET
 HANGUP = select.EPOLLRDHUP
 BROKEN = select.EPOLLERR | select.EPOLLHUP
@@ -44,6 +47,7 @@ class Lane(selectors.BaseSelector):
         self._epoll = select.epoll()
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self.wanted = False  # asyncio has been given something to do since select() began
 
     # The fast lane.
 
@@ -104,6 +108,19 @@ class Lane(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.wanted = False
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            ready = self._dispatch(timeout)
+            # Back to asyncio only when it has something to do: a turn of its loop costs as much as moving a datagram.
+            if ready or self.wanted:
+                return ready
+            if deadline is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0:
+                    return ready
+
+    def _dispatch(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         # epoll counts in milliseconds; round up, or the last fraction of a wait would spin.
         wait = -1.0 if timeout is None else 0.0 if timeout <= 0 else math.ceil(timeout * 1000) / 1000
         ready = []
@@ -137,6 +154,24 @@ class Lane(selectors.BaseSelector):
         self._handlers.clear()
 
 
+class LaneLoop(asyncio.SelectorEventLoop):
+    """asyncio's loop, which tells the lane when a handler has given it work."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        super().__init__(lane)
+
+    # The two doors through which work comes in; everything else of asyncio goes through them.
+
+    def call_soon(self, callback, *args, context=None):  # type: ignore[no-untyped-def, override] # noqa: ANN001, ANN002, ANN201 - typed by the base class
+        self._lane.wanted = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(self, when, callback, *args, context=None):  # type: ignore[no-untyped-def, override] # noqa: ANN001, ANN002, ANN201 - typed by the base class
+        self._lane.wanted = True
+        return super().call_at(when, callback, *args, context=context)
+
+
 def _fileno(fileobj: FileDescriptorLike) -> int:
     return fileobj if isinstance(fileobj, int) else fileobj.fileno()
 
@@ -148,5 +183,5 @@ def _mask(events: int) -> int:
 def run(main: Callable[[Lane], Coroutine[Any, Any, _T]]) -> _T:
     """Run `main(lane)` to its end in a new event loop that has a fast lane, as `asyncio.run()` does."""
     lane = Lane()
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(lane)) as runner:
+    with asyncio.Runner(loop_factory=lambda: LaneLoop(lane)) as runner:
         return runner.run(main(lane))

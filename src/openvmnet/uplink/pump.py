@@ -22,7 +22,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from openvmnet.kernel import sockets
-from openvmnet.kernel.loop import BROKEN, EDGE, HANGUP, READ, WRITE
+from openvmnet.kernel.loop import BROKEN, EDGE, HANGUP, READ, URGENT, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
     from openvmnet.uplink.pipes import PipePool
 
-EVENTS = READ | WRITE | HANGUP | EDGE
+EVENTS = READ | WRITE | URGENT | HANGUP | EDGE
 ROUNDS = 16  # loads of up to a megabyte in one turn
 
 _COPY = 1 << 16  # octets
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK, with SPLICE_F_MOVE = 1 of no effect since Linux 2.6.21
+_ENDING = HANGUP | BROKEN | URGENT
 _buffer = bytearray(_COPY)
 _view = memoryview(_buffer)
 _vector = (_buffer,)
@@ -43,7 +44,7 @@ _vector = (_buffer,)
 class Direction:
     """One way of a flow: from descriptor `source` to descriptor `sink`."""
 
-    __slots__ = ("bulk", "done", "held", "moved", "pipe", "sink", "source", "spill", "writes")
+    __slots__ = ("bulk", "done", "ending", "held", "moved", "pipe", "sink", "source", "spill", "writes")
 
     def __init__(self, source: int, sink: int) -> None:
         self.source = source
@@ -54,6 +55,7 @@ class Direction:
         self.moved = 0  # octets since the flow began
         self.writes = 0
         self.bulk = False
+        self.ending = False  # the end of the stream is there, or a mark that reads stop at: read until EAGAIN
         self.done = False  # end of stream was seen and passed on
 
     def blocked(self) -> bool:
@@ -113,6 +115,10 @@ class Flow:
         try:
             if mask & WRITE and back.blocked():
                 self._move(back)
+            if mask & _ENDING:
+                out.ending = True
+                if mask & URGENT:  # what is urgent to the sender stays in the stream, where the receiver finds its mark
+                    sockets.set_option(out.source, socket.SOL_SOCKET, socket.SO_OOBINLINE)
             if mask & (READ | HANGUP | BROKEN) and self.guest >= 0 and not out.done and not out.blocked():
                 self._move(out)
             if mask & BROKEN and self.guest >= 0 and out.done and not back.done and sockets.pending_error(out.source):
@@ -154,6 +160,8 @@ class Flow:
             if sent < count:
                 way.spill = bytes(_view[sent:count])
                 return False
+            if count < _COPY and not way.ending:
+                return False  # epoll(7): a short read of a stream means that it is empty
             if count == _COPY:
                 way.pipe = self._pool.borrow()
                 if way.pipe is not None:
