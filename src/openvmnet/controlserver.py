@@ -92,6 +92,9 @@ class ControlServer:
             return Answer(fault=Fault.of(CallerError(f"not a request: {error}"))), []
         except VmnetError as error:
             return Answer(fault=Fault.of(error)), []
+        except Exception as error:
+            log.exception("a request failed: %s", line[:200])
+            return Answer(fault=Fault("HostError", f"the network failed to answer: {error!r}; its log has more")), []
 
     @staticmethod
     async def _send(client: socket.socket, data: bytes, fds: list[int]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from openvmnet.addressing import Choice
     from openvmnet.control import Spec
+    from openvmnet.kernel.loop import Lane
     from openvmnet.network import Record
 
 _AGENT_GONE = 70  # exit code, EX_SOFTWARE: the agent died under the network
@@ -78,7 +79,7 @@ def _run(name: str, spec: Spec, choice: Choice, agent: int, before: Record | Non
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
     )
-    from openvmnet.kernel.loop import Lane, run
+    from openvmnet.kernel.loop import run
 
     async def live(lane: Lane) -> int:
         return await _live(lane, name, spec, choice, agent, before, ready)
@@ -87,16 +88,14 @@ def _run(name: str, spec: Spec, choice: Choice, agent: int, before: Record | Non
 
 
 async def _live(
-    lane: object, name: str, spec: Spec, choice: Choice, agent: int, before: Record | None, ready: int
+    lane: Lane, name: str, spec: Spec, choice: Choice, agent: int, before: Record | None, ready: int
 ) -> int:
     import asyncio
 
     from openvmnet import addressing, control, state
     from openvmnet.controlserver import ControlServer
-    from openvmnet.kernel.loop import Lane
     from openvmnet.network import Network
 
-    assert isinstance(lane, Lane)
     directory = state.runtime(name)
     linger = before.linger if before is not None else spec.linger
     network = Network(lane, name, choice.subnet, linger, agent, before)
@@ -114,7 +113,7 @@ async def _live(
         await network.ended.wait()
     finally:
         server.close()
-        network.down()
+        await network.down()
         _sweep(directory)
     return _AGENT_GONE if network.agent_died else 0
 

@@ -102,7 +102,7 @@ class Network:
         self._started = time.monotonic()
         self._lonely: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closers: list[Callable[[], object]] = []
+        self._closers: list[Callable[[], Coroutine[Any, Any, None] | None]] = []
 
     async def up(self) -> None:
         """Make it real; on an error everything made so far is unmade and the error goes on."""
@@ -111,10 +111,10 @@ class Network:
             self._closers.append(self._engine.down)
             self._engine.watch(self._lane, self._on_departure, self._on_agent_gone)
             self._start_uplink()
-            self._start_services()
             await self._adopt()
+            self._start_services()
         except BaseException:
-            self.down()
+            await self.down()
             raise
         self._save()
         self._spawn(self._sweep())
@@ -134,6 +134,7 @@ class Network:
             self._ports.pop(port.link, None)
             raise
         self._slowpath.guests = len(self._ports)
+        self._dhcp.port_added(PORT_MARK + number)
         self._stay()
         self._save()
         log.info("port %s: VM %s, netdev %s, MAC %s", port.link, port.vm, port.netdev, mac)
@@ -190,7 +191,7 @@ class Network:
             notes=self.notes,
         )
 
-    def down(self) -> None:
+    async def down(self) -> None:
         """End everything that `up()` made, in reverse; what fails is logged and the rest goes on."""
         if self._lonely is not None:
             self._lonely.cancel()
@@ -199,7 +200,9 @@ class Network:
         while self._closers:
             close = self._closers.pop()
             try:
-                close()
+                pending = close()
+                if pending is not None:
+                    await pending
             except Exception:
                 log.exception("ending network '%s': one part failed", self.name)
 
@@ -229,7 +232,8 @@ class Network:
 
     def _start_services(self) -> None:
         subnet = self.subnet
-        book = LeaseBook(state.remembered(self.name) / "leases.json")
+        live = {PORT_MARK + port.number for port in self._ports.values()}
+        book = LeaseBook(state.remembered(self.name) / "leases.json", live_ports=live)
         config = DhcpConfig(
             gateway=subnet.gateway,
             prefixlen=subnet.prefixlen,
@@ -241,6 +245,8 @@ class Network:
             mtu=MTU,
         )
         self._dhcp = DhcpServer(config, book)
+        for mark in live:
+            self._dhcp.port_added(mark)
         udp, raw, arp = self._engine.dhcp_sockets()
         service = DhcpService(self._lane, udp, raw, arp, self._dhcp)
         service.start()
@@ -299,12 +305,11 @@ class Network:
         log.info("port %s: VM %s has gone", link, port.vm)
         addresses = {one.address for one in self._engine.neighbours() if one.mac == port.mac}
         if port.mac:
-            mac = bytes.fromhex(port.mac.replace(":", ""))
-            lease = self._dhcp.leases.by_mac(mac)
-            if lease is not None:
-                addresses.add(str(lease.ip))
-            self._dhcp.port_gone(PORT_MARK + port.number)
+            mark, mac = PORT_MARK + port.number, bytes.fromhex(port.mac.replace(":", ""))
+            # Its own MAC's lease, and what it took through this port with other MACs (nested guests).
+            addresses |= {str(lease.ip) for lease in self._dhcp.leases if lease.port == mark or lease.mac == mac}
             self._dhcp.leases.release_mac(mac)
+            self._dhcp.port_gone(mark)
         for address in addresses:
             packed = socket.inet_aton(address)
             for uplink in (self._tcp, self._udp, self._icmp):

@@ -3,9 +3,9 @@
 A guest's SYN comes through the TUN as a raw packet. Python opens a host socket to its destination and answers nothing
 yet. When the outside has accepted, the same SYN is written back to the TUN; coming from there it meets the TPROXY
 rule, and the kernel completes the handshake with the guest on the transparent listener: the guest sees its connection
-accepted exactly when the outside accepted it. Where the outside refuses, the guest gets a RST; where the kernel has no route or
-a router said so, the matching ICMP error; where nothing answers, nothing, and the host socket gives up when the kernel
-does (net.ipv4.tcp_syn_retries). A retransmitted SYN finds its pending opening.
+accepted exactly when the outside accepted it. Where the outside refuses, the guest gets a RST; where the kernel has no
+route or a router said so, the matching ICMP error; where nothing answers, nothing, and the host socket gives up when
+the kernel does (net.ipv4.tcp_syn_retries). A retransmitted SYN finds its pending opening.
 
 An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they lie in the packet. An accepted
 connection has to find it by what accept4(2) tells for free, the guest's end, six octets; only where one guest port has

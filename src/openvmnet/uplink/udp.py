@@ -47,13 +47,16 @@ _TOUCH = 1.0  # s; activity is noted no more often than this
 _ROUNDS = 2  # batches moved in one turn; the rest waits for the next, which level-triggered epoll promises
 _BATCH = 64  # datagrams
 _LARGEST = 65536  # octets
+_ERRORS = 4  # pending errors passed over in one batch
+# What sendmsg(2) says of a segmented message that the route's device or MTU does not allow.
+_NO_SEGMENTS = (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.EMSGSIZE)
 _HEADERS = 28  # octets of IPv4 and UDP header
 
 
 class UdpFlow:
     """One flow; `guest` and `host` are its two descriptors, `packet` the headers of its first datagram, for errors."""
 
-    __slots__ = ("_udp", "answered", "fragments", "guest", "header", "host", "key", "last", "packet")
+    __slots__ = ("_udp", "answered", "fragments", "guest", "header", "host", "key", "last", "packet", "segments")
 
     def __init__(self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int) -> None:
         self._udp = udp
@@ -64,6 +67,7 @@ class UdpFlow:
         self.host = host
         self.last = 0.0
         self.answered = False
+        self.segments = True  # the routes' devices take several datagrams as one segmented message
         self.fragments = not header.dont_fragment  # whether the host may fragment what it sends for the guest
 
     def on_guest(self, mask: int) -> None:
@@ -138,22 +142,22 @@ class UdpUplink:
             start = 0
             while start < count:
                 try:
-                    sent = batch.send(flow.host, count - start, start)
+                    sent = (batch.relay if flow.segments else batch.send)(flow.host, count - start, start)
                     if sent == 0:  # the outside's queue is full: what a network does then is drop
                         self.counters["udp_dropped"] += count - start
                         break
                     start += sent
                 except OSError as error:
-                    # An error of an earlier datagram is reported once and stands in for this one, which may go now.
-                    if error.errno != errno.EMSGSIZE:
-                        self.report(flow)
-                        if flow.host < 0:
-                            return
-                        if error.errno != errno.ECONNREFUSED:
-                            start += 1
-                    else:
+                    if flow.segments and error.errno in _NO_SEGMENTS:
+                        flow.segments = False
+                    elif error.errno == errno.EMSGSIZE:
                         self._too_big(flow, bytes(batch.payload(start)))
                         start += 1
+                    else:
+                        # An error of an earlier datagram, reported once; this one may go the next time.
+                        self.report(flow)
+                        if flow.host < 0 or error.errno != errno.ECONNREFUSED:
+                            start += 1
             if count < _BATCH:
                 return
 
@@ -170,16 +174,28 @@ class UdpUplink:
                 return
             flow.answered = True
             self._touch(flow)
-            try:
-                sent = batch.send(flow.guest, count)
-            except OSError:  # the guest's ICMP error about an earlier answer; this one may go
-                with contextlib.suppress(OSError):
-                    sent = batch.send(flow.guest, count)
-                    self.counters["udp_dropped"] += count - sent
-                continue
-            self.counters["udp_dropped"] += count - sent
+            self.counters["udp_dropped"] += count - self._deliver(flow, count)
             if count < _BATCH:
                 return
+
+    def _deliver(self, flow: UdpFlow, count: int) -> int:
+        """Send a received batch to the guest; how many datagrams its kernel queue took."""
+        batch, done, errors = self._batch, 0, 0
+        while done < count:
+            try:
+                sent = (batch.relay if flow.segments else batch.send)(flow.guest, count - done, done)
+            except OSError as error:
+                if flow.segments and error.errno in _NO_SEGMENTS:
+                    flow.segments = False
+                    continue
+                errors += 1  # the guest's ICMP error about an earlier answer: reported once
+                if errors > _ERRORS:
+                    return done
+                continue
+            if sent == 0:
+                return done
+            done += sent
+        return done
 
     def report(self, flow: UdpFlow) -> None:
         """Carry the errors of the host socket back to the guest."""

@@ -7,7 +7,6 @@ no pid is watched, and a VM that forks (`-daemonize`) or an aborted `vmnet run` 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import json
@@ -192,12 +191,3 @@ class LinuxEngine:
 
 def _number(link: str) -> int:
     return int(link.removeprefix(PORT_PREFIX))
-
-
-async def wait_gone(path: Path, seconds: float) -> bool:
-    """Wait for the agent's socket to disappear; whether it did."""
-    for _ in range(int(seconds * 100)):
-        if not path.exists():
-            return True
-        await asyncio.sleep(0.01)
-    return False

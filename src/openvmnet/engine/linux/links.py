@@ -1,4 +1,4 @@
-"""Links, addresses, rules and routes of a network's namespace, as texts for `ip -batch -`, and the sysctls beside them."""
+"""Links, addresses, rules and routes of a network's namespace, as texts for `ip -batch -`, and its sysctls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
 _SOCKET_TABLE, _PYTHON_TABLE = 100, 200
-# A TAP's ring of 1,000 frames drops a burst that the uplink has already acknowledged: a download falls to a seventeenth.
+# A TAP's ring of 1,000 frames drops a burst that the uplink has already acknowledged: a download falls 17-fold.
 _TAP_QUEUE = 20000
 _TUN_QUEUE = 2000  # openings that wait for Python
 _TUN_MTU = 65535  # reassembled datagrams come to Python whole

@@ -68,8 +68,8 @@ class Namespace:
         loop = asyncio.get_running_loop()
         async with self._lock:
             await loop.sock_sendall(self._slow, json.dumps({"op": op, **values}).encode())
-            readable = loop.create_future()
-            loop.add_reader(self._slow, lambda: readable.done() or readable.set_result(None))
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(self._slow, _resolve, readable)
             try:
                 await asyncio.wait_for(readable, _TIMEOUT)
             except TimeoutError as error:
@@ -118,6 +118,11 @@ class Namespace:
         """Hang up; the agent stays for a while, for a process that takes over."""
         self._quick.close()
         self._slow.close()
+
+
+def _resolve(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
 
 
 def _connect(path: Path) -> socket.socket:
