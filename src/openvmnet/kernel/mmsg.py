@@ -15,8 +15,6 @@ be taken up again at any message. With `names`, the sender's address stays where
 into the slot goes back to it with nobody having looked at it.
 
 iov_len is a size_t; a datagram's length fits in its low 32 bits, whose place depends on the byte order of the machine.
-Slots lie a few cache lines further apart than their size: with a distance that is a multiple of the page size, the
-beginnings of all datagrams, which is all there is of most, would fall into the same few sets of the L1 cache.
 Pages of the mapping that no datagram has reached cost nothing.
 """
 
@@ -34,7 +32,6 @@ import sys
 _libc = ctypes.CDLL(None, use_errno=True)
 
 SOCKADDR = 128  # sizeof(struct sockaddr_storage)
-_STAGGER = 11 * 64  # octets; an odd number of cache lines
 _DONTWAIT = socket.MSG_DONTWAIT
 _TRUNC = socket.MSG_TRUNC
 _WORD = 4
@@ -82,7 +79,7 @@ class Batch:
     """Room for `count` datagrams of up to `size` octets, with their senders' addresses where `names` is true.
 
     For loops that cannot pay a method call per message, four views are public: `data` is the whole mapping, of which
-    message i has `data[i * stride : i * stride + size]`; `received[i]` is the length that the last receive found, and
+    message i has `data[i * size : (i + 1) * size]`; `received[i]` is the length that the last receive found, and
     `lengths[i]` the one that a send will use (writable, by whoever has also written the payload: see `touch`).
     """
 
@@ -106,14 +103,12 @@ class Batch:
         "lengths",
         "received",
         "size",
-        "stride",
     )
 
     def __init__(self, count: int, size: int, *, names: bool) -> None:
         self.count = count
         self.size = size
-        self.stride = size + _STAGGER
-        self._map = mmap.mmap(-1, count * self.stride, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map = mmap.mmap(-1, count * self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without huge pages has no such advice
             self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self.data = memoryview(self._map)
@@ -124,7 +119,7 @@ class Batch:
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         name = ctypes.addressof(ctypes.c_char.from_buffer(self._names)) if names else None
         for i, (hdr, iov) in enumerate(zip(self._hdrs, self._iovs, strict=True)):
-            iov.base = base + i * self.stride
+            iov.base = base + i * self.size
             iov.len = size
             hdr.hdr.iov = ctypes.addressof(iov)
             hdr.hdr.iovlen = 1
@@ -202,7 +197,7 @@ class Batch:
 
     def payload(self, i: int) -> memoryview:
         """Message `i`, in place: what was received, or set, last."""
-        at = i * self.stride
+        at = i * self.size
         return self.data[at : at + self.lengths[i]]
 
     def set_payload(self, i: int, payload: bytes | bytearray | memoryview) -> None:
@@ -210,7 +205,7 @@ class Batch:
         length = len(payload)
         if length > self.size:
             raise IndexError(f"a datagram of {length} octets in a slot of {self.size}")
-        at = i * self.stride
+        at = i * self.size
         self.data[at : at + length] = payload
         self.lengths[i] = length
         self.touch(i + 1)
