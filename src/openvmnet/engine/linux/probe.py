@@ -105,16 +105,15 @@ def tun(path: Path = TUN) -> Finding:
     """The device that TAPs are made with: there, and to be opened."""
     purpose = "a guest's network card (TAP) and the uplink (TUN)"
     try:
-        mode = path.stat().st_mode
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         return Finding("tun", "missing", f"{path} does not exist", purpose, "sudo modprobe tun")
     except PermissionError:
-        detail = f"{path} has mode {stat.S_IMODE(mode):04o}, and uid {os.getuid()} may not open it"
+        detail = f"{path} has mode {_mode(path)}, and uid {os.getuid()} may not open it"
         return Finding("tun", "missing", detail, purpose, f"sudo chmod 0666 {path}")
     except OSError as error:
         return Finding("tun", "missing", f"{path}: {error.strerror}", purpose, "sudo modprobe tun")
-    return Finding("tun", "found", f"{path} has mode {stat.S_IMODE(mode):04o}", purpose)
+    return Finding("tun", "found", f"{path} has mode {_mode(path)}", purpose)
 
 
 def tool(name: str, package: str, purpose: str, oldest: tuple[int, ...] = (0,)) -> Finding:
@@ -270,7 +269,8 @@ def qemu(path: str | None = None) -> Finding:
                     names.setdefault(entry, full)
     if not names:
         return Finding("qemu", "missing", "no qemu-system-* on the PATH", purpose, "sudo apt install qemu-system")
-    first = min(names)
+    native = f"qemu-system-{os.uname().machine}"
+    first = native if native in names else min(names)
     said = _first_line([names[first], "--version"])
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return Finding("qemu", "found", f"{first}{more}: {said}", purpose)
@@ -314,6 +314,13 @@ def _refused(inside: Namespace, argv: list[str], text: str) -> str | None:
     if done["status"] == 0:
         return None
     return next((line for line in done["stderr"].splitlines() if line.strip()), f"exit status {done['status']}")
+
+
+def _mode(path: Path) -> str:
+    try:
+        return f"{stat.S_IMODE(path.stat().st_mode):04o}"
+    except OSError as error:
+        return f"unknown ({error.strerror})"
 
 
 def _which(name: str, path: str) -> str | None:

@@ -1,0 +1,8 @@
+"""`python -m openvmnet` is the command `vmnet`."""
+
+import sys
+
+from openvmnet.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

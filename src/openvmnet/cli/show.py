@@ -1,0 +1,97 @@
+"""`vmnet show NAME`: one network's addresses, ports, leases, flows and counters."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from openvmnet import control
+from openvmnet.cli import render
+from openvmnet.cli.render import Column
+
+if TYPE_CHECKING:
+    from openvmnet.control import NetworkView, PortView
+
+_COLUMNS = (
+    Column("PORT"),
+    Column("VM"),
+    Column("NETDEV"),
+    Column("MAC"),
+    Column("ADDRESS"),
+    Column("NAME"),
+    Column("LEASE", right=True),
+    Column("RECEIVED", right=True),
+    Column("SENT", right=True),
+    Column("DROPPED", right=True),
+    Column("ISOLATED"),
+    Column("PID", right=True),
+)
+
+
+@click.command("show")
+@click.argument("name", metavar="NETWORK")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, as JSON.")
+def command(name: str, as_json: bool) -> None:
+    """Show a running network: addresses, ports with leases and counters, flows by kind.
+
+    RECEIVED and SENT are a VM's own: what came to it, and from it. LEASE is how long its address is still its own.
+    """
+    client = control.connect(name)
+    try:
+        view = client.show()
+    finally:
+        client.close()
+    if as_json:
+        render.json(view)
+    else:
+        _print(view)
+
+
+def _print(view: NetworkView) -> None:
+    render.fields(
+        [
+            ("network", view.name),
+            ("mode", view.mode),
+            ("subnet", view.subnet),
+            ("gateway", view.gateway),
+            ("pool", f"{view.pool_start} to {view.pool_end}"),
+            ("DNS", view.dns),
+            ("domain", view.domain),
+            ("MTU", view.mtu),
+            ("flows", _counts(view.flows)),
+            ("counters", _counts(view.counters)),
+            ("uptime", render.duration(view.uptime)),
+            ("pid", view.pid),
+        ]
+    )
+    for note in view.notes:
+        click.echo(f"note: {render.clean(note)}")
+    click.echo()
+    if view.ports:
+        render.table(_COLUMNS, [_row(port) for port in view.ports])
+    else:
+        click.echo("no VM is plugged in")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+
+
+def _row(port: PortView) -> tuple[object, ...]:
+    lease = None if port.lease_expires is None else render.duration(port.lease_expires - time.time())
+    return (
+        port.port,
+        port.vm,
+        port.netdev,
+        port.mac,
+        port.address,
+        port.hostname,
+        lease,
+        render.size(port.rx_bytes),
+        render.size(port.tx_bytes),
+        port.dropped,
+        "yes" if port.isolated else "no",
+        port.pid,
+    )
