@@ -169,9 +169,7 @@ class Client:
         answer, _ = self._call(ShowRequest())
         if answer.network is None:
             raise HostError(f"network '{self.name}' gave no answer to 'show'")
-        if self.note is None:
-            return answer.network
-        return msgspec.structs.replace(answer.network, notes=[self.note, *answer.network.notes])
+        return answer.network
 
     def close(self) -> None:
         """Hang up; ports stay, they live as long as their descriptors."""
