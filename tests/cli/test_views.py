@@ -80,7 +80,7 @@ pool      192.168.64.2 to 192.168.64.254
 DNS       192.168.64.1
 domain    vmnet.internal
 MTU       1500
-flows     3 tcp, 0 udp
+flows     3 tcp
 counters  1 limited
 uptime    1 min 5 s
 pid       55

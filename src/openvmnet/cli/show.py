@@ -37,6 +37,7 @@ def command(name: str, as_json: bool) -> None:
     """Show a running network: addresses, ports with leases and counters, flows by kind.
 
     RECEIVED and SENT are a VM's own: what came to it, and from it. LEASE is how long its address is still its own.
+    Flows and counters of zero are left out; --json has them all.
     """
     client = control.connect(name)
     try:
@@ -76,7 +77,7 @@ def _print(view: NetworkView) -> None:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
 
 
 def _row(port: PortView) -> tuple[object, ...]:
