@@ -18,7 +18,7 @@ from openvmnet.errors import VmnetError
 
 _COMMANDS = ("run", "ls", "show", "doctor")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_BROKEN_PIPE = 141  # 128 + SIGPIPE
+_BROKEN_PIPE = 1  # what click gives when it meets the broken pipe first
 
 
 class _Commands(click.Group):
