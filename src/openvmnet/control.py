@@ -27,6 +27,7 @@ import msgspec
 
 from openvmnet import errors, state
 from openvmnet.errors import Conflict, HostError, NotFound, VmnetError
+from openvmnet.netdev import Subnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,17 +120,20 @@ class Fault(msgspec.Struct, frozen=True):
     kind: str
     message: str
     hint: str | None = None
+    option: str = ""
+    value: str = ""
 
     @classmethod
     def of(cls, error: VmnetError) -> Fault:
         """Pack `error`."""
-        return cls(type(error).__name__, error.message, error.hint)
+        option, value = getattr(error, "option", ""), getattr(error, "value", "")
+        return cls(type(error).__name__, error.message, error.hint, option, value)
 
     def error(self) -> VmnetError:
         """Unpack it: the same class where it takes just a message, its exit code and status with it."""
         kind = getattr(errors, self.kind, HostError)
         if kind is errors.OptionError:
-            return errors.OptionError(self.message, option="", value="", hint=self.hint)
+            return errors.OptionError(self.message, option=self.option, value=self.value, hint=self.hint)
         error: VmnetError = kind(self.message, hint=self.hint)
         return error
 
@@ -226,12 +230,11 @@ def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
             return client
     if spec.start_address is not None:
         view = client.show()
-        wanted = (spec.start_address, spec.end_address)
-        if wanted != (view.gateway, view.pool_end):
+        if not _same_addresses(spec, view):
             client.close()
             raise Conflict(
-                f"network '{name}' runs with start-address={view.gateway}, end-address={view.pool_end}, "
-                f"not with {wanted[0]} and {wanted[1]}",
+                f"network '{name}' runs with start-address={view.gateway}, end-address={view.pool_end} in {view.subnet}, "
+                f"not with {spec.start_address}, {spec.end_address} and {spec.subnet_mask}",
                 hint="give another --name, or the same addresses, or none",
             )
     return client
@@ -257,9 +260,19 @@ def _named_by_addresses(spec: Spec) -> str:
         if client is not None:
             view = client.show()
             client.close()
-            if (view.gateway, view.pool_end) == (spec.start_address, spec.end_address):
+            if _same_addresses(spec, view):
                 return name
     return f"shared-{spec.start_address}"
+
+
+def _same_addresses(spec: Spec, view: NetworkView) -> bool:
+    """Whether `spec` means the addresses that the running network has; wrong ones are an OptionError."""
+    wanted = Subnet.from_options(spec.start_address, spec.end_address, spec.subnet_mask)
+    return wanted is not None and (str(wanted.gateway), str(wanted.last), str(wanted.network)) == (
+        view.gateway,
+        view.pool_end,
+        view.subnet,
+    )
 
 
 def _dial(name: str) -> Client | None:

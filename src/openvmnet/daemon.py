@@ -100,7 +100,7 @@ async def _live(
     linger = before.linger if before is not None else spec.linger
     network = Network(lane, name, choice.subnet, linger, agent, before)
     if choice.note:
-        network.notes.append(choice.note)
+        network.news.append(choice.note)
     await network.up()
     server = ControlServer(network, directory / "control.sock")
     try:
@@ -109,7 +109,7 @@ async def _live(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, network.ended.set)
-        _say(ready, control.Started(note="; ".join(network.notes) or None))
+        _say(ready, control.Started(note="; ".join(network.news) or None))
         await network.ended.wait()
     finally:
         server.close()

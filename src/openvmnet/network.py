@@ -89,7 +89,8 @@ class Network:
         self.subnet = subnet
         self.ended = asyncio.Event()
         self.agent_died = False
-        self.notes: list[str] = []
+        self.news: list[str] = []  # what happened to it, told once to who started it
+        self.limits: list[str] = []  # what it cannot do on this host
         self._lane = lane
         self._linger = linger
         self._agent = agent
@@ -188,7 +189,7 @@ class Network:
                 "icmp": len(self._icmp),
             },
             counters=await self._counters(),
-            notes=self.notes,
+            notes=self.news + self.limits,
         )
 
     async def down(self) -> None:
@@ -226,7 +227,7 @@ class Network:
         self._icmp = icmp.IcmpUplink(self._lane, slowpath.write)
         self._closers.append(self._icmp.close)
         if not icmp.allowed():
-            self.notes.append("guests cannot ping the outside: this host allows no ping sockets (see vmnet doctor)")
+            self.limits.append("guests cannot ping the outside: this host allows no ping sockets (see vmnet doctor)")
         slowpath.uplinks = {ip.TCP: self._tcp, ip.UDP: self._udp, ip.ICMP: self._icmp}
         slowpath.start()
 
@@ -277,11 +278,11 @@ class Network:
             self._next = max(self._next, number + 1)
             await self._engine.adopt(link, isolated=port.isolated)
         self._slowpath.guests = len(self._ports)
-        self.notes.append(
+        self.news.append(
             f"the network's process {before.pid} had died; process {os.getpid()} took over "
             f"with {len(self._ports)} of its {len(before.ports)} ports, and their open connections were lost"
         )
-        log.warning("%s", self.notes[-1])
+        log.warning("%s", self.news[-1])
 
     def _mac_for(self, request: control.PlugRequest) -> str:
         used = {port.mac for port in self._ports.values()} | {self._mac}

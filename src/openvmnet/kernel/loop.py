@@ -5,8 +5,9 @@ microseconds, which a data path cannot pay per event. So the loop gets a selecto
 instance; file descriptors registered through asyncio come back to asyncio as usual, and those given to `watch()`
 are dispatched on the spot, inside `select()`. Both share one epoll_wait(2), hence one thread and one order of events.
 
-Rules for a handler: it never blocks; it takes the epoll mask as its only argument; and it bears a spurious call,
-because a descriptor closed by an earlier handler of the same batch may already carry a new owner's number.
+Rules for a handler: it never blocks, and it takes the epoll mask as its only argument. When one handler closes a
+descriptor, the next may get its number before the batch of events is through; what the batch still holds for the number
+is the old owner's, so an event for a descriptor that came to be watched during the batch is passed over.
 A handler that raises is forgotten, with a log line, so that its descriptor cannot spin the loop.
 Control goes back to asyncio when a descriptor of its own is ready, a timer is due, or a handler has called it
 (`call_soon`, `call_later`, a future's result): the loop's class notes each of these.
@@ -47,6 +48,7 @@ class Lane(selectors.BaseSelector):
         self._epoll = select.epoll()
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._fresh: set[int] = set()  # watched since the batch in hand was fetched
         self.wanted = False  # asyncio has been given something to do since select() began
 
     # The fast lane.
@@ -55,6 +57,7 @@ class Lane(selectors.BaseSelector):
         """Call `handler(mask)` whenever one of `events` (READ | WRITE | EDGE | HANGUP) holds on `fd`."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
+        self._fresh.add(fd)
 
     def change(self, fd: int, events: int) -> None:
         """Wait for other events on a watched `fd`; 0 disarms it but for errors and hang-ups."""
@@ -89,6 +92,7 @@ class Lane(selectors.BaseSelector):
         key = selectors.SelectorKey(fileobj, fd, events, data)
         self._epoll.register(fd, _mask(events))
         self._keys[fd] = key
+        self._fresh.add(fd)
         return key
 
     def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
@@ -124,8 +128,12 @@ class Lane(selectors.BaseSelector):
         # epoll counts in milliseconds; round up, or the last fraction of a wait would spin.
         wait = -1.0 if timeout is None else 0.0 if timeout <= 0 else math.ceil(timeout * 1000) / 1000
         ready = []
-        handlers = self._handlers
-        for fd, mask in self._epoll.poll(wait, _BATCH):
+        handlers, fresh = self._handlers, self._fresh
+        events = self._epoll.poll(wait, _BATCH)
+        fresh.clear()
+        for fd, mask in events:
+            if fd in fresh:
+                continue
             handler = handlers.get(fd)
             if handler is not None:
                 try:
@@ -136,10 +144,10 @@ class Lane(selectors.BaseSelector):
                 continue
             key = self._keys.get(fd)
             if key is not None:
-                events = (selectors.EVENT_READ if mask & ~select.EPOLLOUT else 0) | (
+                kinds = (selectors.EVENT_READ if mask & ~select.EPOLLOUT else 0) | (
                     selectors.EVENT_WRITE if mask & ~select.EPOLLIN else 0
                 )
-                ready.append((key, events & key.events))
+                ready.append((key, kinds & key.events))
         return ready
 
     def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:

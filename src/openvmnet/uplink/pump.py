@@ -11,14 +11,17 @@ pipe, or, from the copying mode, in `spill`, and the source is not read again be
 through to the sender by TCP's own window.
 
 End of stream is carried as FIN, once everything before it has been written, so half-closed connections work; a reset
-or an error on one side becomes a RST on the other. A direction that has moved ROUNDS full loads yields to the rest of
+or an error on one side becomes a RST on the other, once what came before it has been written (`lost` says since when
+that is waited for). A direction that has moved ROUNDS full loads yields to the rest of
 the loop and goes on in its next turn, so that one fast flow cannot starve the others.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from openvmnet.kernel import sockets
@@ -44,7 +47,7 @@ _vector = (_buffer,)
 class Direction:
     """One way of a flow: from descriptor `source` to descriptor `sink`."""
 
-    __slots__ = ("bulk", "done", "ending", "held", "moved", "pipe", "sink", "source", "spill", "writes")
+    __slots__ = ("bulk", "done", "ending", "held", "marked", "moved", "pipe", "sink", "source", "spill", "writes")
 
     def __init__(self, source: int, sink: int) -> None:
         self.source = source
@@ -55,6 +58,7 @@ class Direction:
         self.moved = 0  # octets since the flow began
         self.writes = 0
         self.bulk = False
+        self.marked = False  # the source has sent urgent data: splice(2) would stop at its mark, copying goes past it
         self.ending = False  # the end of the stream is there, or a mark that reads stop at: read until EAGAIN
         self.done = False  # end of stream was seen and passed on
 
@@ -69,7 +73,7 @@ class Flow:
     `guest_address` is the guest's IPv4 address, 4 octets. `on_end(flow)` is called once, when both sockets are closed.
     """
 
-    __slots__ = ("_lane", "_on_end", "_pool", "_resume", "down", "guest", "guest_address", "host", "kept", "up")
+    __slots__ = ("_lane", "_on_end", "_pool", "_resume", "down", "guest", "guest_address", "host", "kept", "lost", "up")
 
     def __init__(
         self,
@@ -91,6 +95,9 @@ class Flow:
         self.up = Direction(guest, host)
         self.down = Direction(host, guest)
         self.kept = False  # keep-alive is set on the host's side
+        self.lost = 0.0  # when one side was reset while the other took nothing; 0 for never
+        # What is urgent to the sender stays in the stream; the guest's side has this from its listener.
+        sockets.set_option(host, socket.SOL_SOCKET, socket.SO_OOBINLINE)
 
     def on_guest(self, mask: int) -> None:
         """Readiness of the guest's side."""
@@ -117,14 +124,23 @@ class Flow:
                 self._move(back)
             if mask & _ENDING:
                 out.ending = True
-                if mask & URGENT:  # what is urgent to the sender stays in the stream, where the receiver finds its mark
-                    sockets.set_option(out.source, socket.SOL_SOCKET, socket.SO_OOBINLINE)
-            if mask & (READ | HANGUP | BROKEN) and self.guest >= 0 and not out.done and not out.blocked():
+                if mask & URGENT:
+                    out.marked = True
+                    out.bulk = False
+            if mask & (READ | _ENDING) and self.guest >= 0 and not out.done and not out.blocked():
                 self._move(out)
-            if mask & BROKEN and self.guest >= 0 and out.done and not back.done and sockets.pending_error(out.source):
-                self.abort()  # a reset after this side's FIN: nothing else would show it
+            if mask & BROKEN and self.guest >= 0:
+                self._on_broken(mask, out)
         except OSError:  # reset, timed out, unreachable: whatever ended one side ends the other
             self.abort()
+
+    def _on_broken(self, mask: int, way: Direction) -> None:
+        """A reset of `way`'s source that no read shows: after its FIN, or while the sink takes nothing."""
+        if way.done:
+            if sockets.pending_error(way.source):
+                self.abort()
+        elif way.blocked() and mask & select.EPOLLERR:
+            self.lost = time.monotonic()
 
     def _move(self, way: Direction) -> None:
         """Move what there is, pass on the end of the stream, and close the flow when it was the second one."""
@@ -139,6 +155,8 @@ class Flow:
 
     def _copy(self, way: Direction) -> bool:
         """Read and write; True at the end of the stream."""
+        if way.held and not self._empty_pipe(way):
+            return False
         if way.spill:
             sent = _write(way.sink, way.spill)
             way.spill = way.spill[sent:]
@@ -162,7 +180,7 @@ class Flow:
                 return False
             if count < _COPY and not way.ending:
                 return False  # epoll(7): a short read of a stream means that it is empty
-            if count == _COPY:
+            if count == _COPY and not way.marked:
                 way.pipe = self._pool.borrow()
                 if way.pipe is not None:
                     way.bulk = True
@@ -186,8 +204,10 @@ class Flow:
             try:
                 count = os.splice(way.source, write, pool.size, flags=_NONBLOCK)
                 if count == 0 and way.held == 0:
+                    # The end of the stream, or an urgent mark with a FIN somewhere behind it: read(2) tells them apart.
                     self._return_pipe(way)
-                    return True
+                    way.bulk = False
+                    return self._copy(way)
                 way.held += count
                 way.moved += count
             except BlockingIOError:
@@ -212,6 +232,18 @@ class Flow:
             self._move(way)
         except OSError:
             self.abort()
+
+    def _empty_pipe(self, way: Direction) -> bool:
+        """Write what is left in the pipe of a direction that has gone back to copying; whether all of it went."""
+        if way.pipe is None:
+            return True
+        try:
+            while way.held:
+                way.held -= os.splice(way.pipe[0], way.sink, way.held, flags=_NONBLOCK)
+        except BlockingIOError:
+            return False
+        self._return_pipe(way)
+        return True
 
     def _return_pipe(self, way: Direction) -> None:
         if way.pipe is not None:

@@ -7,12 +7,18 @@ accepted exactly when the outside accepted it. Where the outside refuses, the gu
 route or a router said so, the matching ICMP error; where nothing answers, nothing, and the host socket gives up when
 the kernel does (net.ipv4.tcp_syn_retries). A retransmitted SYN finds its pending opening.
 
+A segment that opens nothing and has no socket comes here too, and is written back the same way. Most are of connections
+that are gone, and the kernel answers from the listener with a RST. Some have lost a race: until Linux 6.19 a lookup may
+find neither the request nor the socket that takes its place when a handshake ends, and the segment after the guest's
+ACK, on another processor, would be answered with a RST too. When it is back from Python, the socket is there.
+
 An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they lie in the packet. An accepted
 connection has to find it by what accept4(2) tells for free, the guest's end, six octets; only where one guest port has
 several openings at once is getsockname(2) asked for the other end.
 
 Bounds: OPENINGS_PER_GUEST openings of one guest, `limit` flows and openings in all, an accepted host connection whose
-guest does not complete within ACCEPT_TIMEOUT is reset. A SYN beyond a bound is dropped, counted, and said once.
+guest does not complete within ACCEPT_TIMEOUT is reset, and so is a flow of which one side has been reset while the
+other takes nothing for LOST_TIMEOUT. A SYN beyond a bound is dropped, counted, and said once.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ OPENINGS_PER_GUEST = 512
 ACCEPT_TIMEOUT = 30.0  # s; a guest that answers at all answers a SYN-ACK within a round trip of the bridge
 KEEPALIVE_AFTER = 30.0  # s between sweeps that turn keep-alive on for flows that have lived through one
 KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection after (RFC 5382: 2 h 4 min at the least)
+LOST_TIMEOUT = 60.0  # s for a peer to take what the other side sent before it was reset (a kernel's own patience, too)
 _ACCEPTS = 64  # connections accepted in one turn
 
 # What a failed connect(2) is to the guest: an ICMP unreachable code, or a RST. Everything else stays unanswered.
@@ -53,6 +60,7 @@ _UNREACHABLE = {
     errno.EPERM: ip.ADMIN_PROHIBITED,
     errno.EINVAL: ip.NET,
 }
+_FLAGS = ip.SYN | ip.ACK | ip.RST | ip.FIN
 _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 
 
@@ -117,13 +125,18 @@ class TcpUplink:
             (socket.TCP_KEEPCNT, 5),
         ):
             listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit all of it
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.SO_KEEPALIVE, socket.SO_OOBINLINE):
+            listener.setsockopt(socket.SOL_SOCKET, option, 1)
         lane.watch(self._accept_fd, 1, self._on_accept)
 
     def open(self, packet: bytes, header: ip.Header) -> None:
-        """A guest's SYN, as a whole IPv4 packet."""
+        """A guest's SYN, or a segment without a socket, as a whole IPv4 packet."""
         offset = header.payload
         if len(packet) < offset + 20:
+            return
+        if packet[offset + 13] & _FLAGS != ip.SYN:
+            self.counters["tcp_stray"] += 1
+            self._write(packet)
             return
         key = packet[12:20] + packet[offset : offset + 4]
         known = self._openings.get(key)
@@ -174,6 +187,8 @@ class TcpUplink:
             self._lane.dropped(opening.fd)
             sockets.abort(opening.fd)
             opening.fd = -1
+        for flow in [one for one in self.flows if one.lost and one.lost + LOST_TIMEOUT < now]:
+            flow.abort()
         for flow in self.flows:
             if not flow.kept:
                 flow.kept = True

@@ -15,8 +15,9 @@ kernel), in prerouting at mangle priority, after defragmentation:
 - to the gateway, to broadcast, within the subnet: the local stack, or dropped in `forward` when it would be routed back
   out of the bridge (no path between guests but the bridge);
 - TCP that opens (SYN alone), UDP without a flow's socket, ICMP echo: mark TO_PYTHON, routed to the TUN `up0`;
-- any other TCP: TPROXY to the pump's listener or the flow's own socket; UDP with a flow's socket, and ICMP errors about
-  flows: mark TO_SOCKET, delivered here although the address is elsewhere;
+- TCP and UDP with a flow's socket, and ICMP errors about flows: mark TO_SOCKET, delivered here although the address is
+  elsewhere; TCP without a socket, though it opens nothing, goes to Python too, which writes it back;
+- TCP that Python writes to `up0`: TPROXY to the pump's listener, or the flow's own socket;
 - what is never forwarded (loopback, link-local with the cloud metadata service, this-network, multicast, class E):
   refused with ICMP, counted; other protocols: ICMP protocol unreachable, counted.
 
@@ -108,6 +109,7 @@ table ip vmnet {{
   counter refused {{ }}
   counter unsupported {{ }}
   counter hairpin {{ }}
+  counter stray {{ }}
   chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
     iifname "{UPLINK}" ip saddr {network} meta l4proto tcp {intercept}
@@ -129,7 +131,9 @@ table ip vmnet {{
   }}
   chain segment {{
     tcp flags & (syn|ack|rst|fin) == syn goto opening
-    meta l4proto tcp {intercept}
+    meta l4proto tcp socket transparent 1 meta mark set {TO_SOCKET} accept
+    tcp flags & rst == rst counter name stray drop
+    counter name stray goto opening
   }}
   chain opening {{
     update @openings {{ meta mark {_limit(OPENINGS)} }} counter name limited drop
