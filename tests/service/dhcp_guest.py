@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from itertools import count
 from typing import TYPE_CHECKING
 
+from openvmnet.service.dhcp import DhcpConfig
 from openvmnet.wire import dhcp4
 from openvmnet.wire.dhcp4 import Message
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 _XIDS = count(1)
 GATEWAY = "192.168.64.1"
+CONFIG = DhcpConfig(
+    gateway=IPv4Address(GATEWAY),
+    prefixlen=24,
+    first=IPv4Address("192.168.64.2"),
+    last=IPv4Address("192.168.64.254"),
+    gateway_mac=b"\x5a\0\0\0\0\1",
+    dns=(IPv4Address(GATEWAY),),
+    search=("vmnet.internal", "example.org"),
+    mtu=1400,
+    rate=100_000,
+)
 
 
 def packed(ip: str | IPv4Address) -> bytes:

@@ -10,20 +10,9 @@ from openvmnet.service.dhcp import DhcpConfig, DhcpServer
 from openvmnet.service.leases import LeaseBook
 from openvmnet.wire import dhcp4, ethernet
 from openvmnet.wire.dhcp4 import Fqdn, Message
-from tests.service.dhcp_guest import GATEWAY, Guest, packed
+from tests.service.dhcp_guest import CONFIG, GATEWAY, Guest, packed
 
 NOW = 1_700_000_000.0
-CONFIG = DhcpConfig(
-    gateway=IPv4Address(GATEWAY),
-    prefixlen=24,
-    first=IPv4Address("192.168.64.2"),
-    last=IPv4Address("192.168.64.254"),
-    gateway_mac=b"\x5a\0\0\0\0\1",
-    dns=(IPv4Address(GATEWAY),),
-    search=("vmnet.internal", "example.org"),
-    mtu=1400,
-    rate=100_000,
-)
 
 
 class World:

@@ -9,8 +9,8 @@ from ipaddress import IPv4Address
 from openvmnet.service.dhcp import DhcpServer
 from openvmnet.service.leases import LeaseBook
 from openvmnet.wire import dhcp4
-from tests.service.dhcp_guest import Guest, packed
-from tests.service.test_dhcp import CONFIG, NOW, World, small
+from tests.service.dhcp_guest import CONFIG, Guest, packed
+from tests.service.test_dhcp import NOW, World, small
 
 
 def leased(world: World, numbers: range, port: int | None) -> list[Guest]:
