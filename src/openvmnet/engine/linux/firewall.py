@@ -5,7 +5,9 @@ Two tables. Table `bridge vmnet` sees every frame that enters from a VM's port, 
 - it stamps the port's mark on the frame (PORT_MARK + number), which travels with the packet up to the sockets, so that
   DHCP and the limits below know where a packet came from, whatever addresses it claims;
 - a guest cannot pose as the gateway: its MAC or IPv4 address as a source (ARP sender included), DHCP server answers and
-  router advertisements are dropped; so is what claims or seeks a loopback address;
+  router advertisements are dropped; so is what claims or seeks a loopback address. `meta protocol` is what stands
+  behind an 802.1Q tag, where `ether type` would be the tag: receivers take a frame tagged with VLAN 0 as if it had no
+  tag, so a tag must hide nothing. The kernel looks behind one tag, so a frame with two is dropped;
 - an isolated port exchanges no frame with another port (set `isolated`), in addition to the bridge's own flag, which
   only separates isolated ports from each other.
 
@@ -69,13 +71,14 @@ table bridge vmnet {{
     iifname "{BRIDGE}" accept
     meta mark set iifname map @marks
     ether saddr {mac} counter name spoofed drop
-    ether type arp jump guard_arp
-    ether type ip jump guard_ip
-    ether type ip6 jump guard_ip6
+    meta protocol {{ 8021q, 8021ad }} counter name spoofed drop
+    meta protocol arp jump guard_arp
+    meta protocol ip jump guard_ip
+    meta protocol ip6 jump guard_ip6
   }}
   chain guard_arp {{
-    arp saddr ip {gateway} counter name spoofed drop
-    arp saddr ether {mac} counter name spoofed drop
+    meta protocol arp arp saddr ip {gateway} counter name spoofed drop
+    meta protocol arp arp saddr ether {mac} counter name spoofed drop
     update @arps {{ iifname {_limit(ARP_RATE)} }} drop
   }}
   chain guard_ip {{
@@ -85,7 +88,7 @@ table bridge vmnet {{
     udp sport 67 counter name spoofed drop
   }}
   chain guard_ip6 {{
-    icmpv6 type nd-router-advert counter name spoofed drop
+    meta protocol ip6 icmpv6 type nd-router-advert counter name spoofed drop
     udp sport 547 counter name spoofed drop
   }}
   chain forward {{
