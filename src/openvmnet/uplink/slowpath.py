@@ -2,7 +2,7 @@
 
 The firewall sends here only what opens: TCP SYNs, UDP datagrams without a flow, ICMP echo requests. Each goes to the
 uplink of its protocol. What an uplink answers in a guest's direction (the accepted SYN, a RST, an ICMP error, an echo
-reply) is written to the same TUN.
+reply) is written to the same TUN. A packet that the guest sent in fragments comes in fragments, and is put together.
 
 Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one guest's
 openings may take SHARE of each window of time; what is beyond it is dropped unparsed, as on a congested link, and
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
 from openvmnet.wire import ip
+from openvmnet.wire.fragments import Reassembly
 
 if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
@@ -44,11 +45,17 @@ class SlowPath:
     def __init__(self, lane: Lane, tun: int) -> None:
         self._lane = lane
         self._tun = tun
+        self._fragments = Reassembly()
         self._spent: dict[bytes, float] = {}
         self._window = 0.0
         self.uplinks: dict[int, Uplink] = {}
         self.guests = 1  # plugged now; set by the network
-        self.counters = {"slowpath_packets": 0, "slowpath_malformed": 0, "slowpath_over_budget": 0}
+        self.counters = {
+            "slowpath_packets": 0,
+            "slowpath_malformed": 0,
+            "slowpath_over_budget": 0,
+            "slowpath_failed": 0,
+        }
 
     def start(self) -> None:
         """Begin to read."""
@@ -91,10 +98,18 @@ class SlowPath:
 
     def _dispatch(self, packet: bytes) -> None:
         try:
-            header = ip.parse(packet)
+            whole = self._fragments.add(packet)
+            if whole is None:
+                return
+            header = ip.parse(whole)
             uplink = self.uplinks.get(header.protocol)
             if uplink is not None:
-                uplink.open(packet, header)
+                uplink.open(whole, header)
         except Malformed as error:
             self.counters["slowpath_malformed"] += 1
             log.debug("a guest's packet was dropped: %s", error)
+        except Exception:
+            # One packet's trouble must not close the way for all: the lane forgets a handler that raises.
+            self.counters["slowpath_failed"] += 1
+            if self.counters["slowpath_failed"] == 1:
+                log.exception("a flow of %s could not be opened; more of the kind are counted", packet[12:16].hex("."))
