@@ -64,7 +64,9 @@ def test_a_reset_to_scapys_syn(src, dst, sport, dport, sequence, data):
 @given(addresses, addresses, st.integers(0, 65535), st.integers(0, 65535), st.binary(max_size=600), st.integers(1, 255))
 def test_echo(src, dst, identifier, sequence, data, ttl):
     theirs = (
-        IP(src=src, dst=dst, ttl=ttl, flags="DF", id=0) / ICMP(type="echo-reply", id=identifier, seq=sequence) / data
+        IP(src=src, dst=dst, ttl=ttl, id=identifier ^ sequence)
+        / ICMP(type="echo-reply", id=identifier, seq=sequence)
+        / data
     )
     assert ip.build_echo_reply(packed(src), packed(dst), identifier, sequence, data, ttl=ttl) == bytes(theirs)
 

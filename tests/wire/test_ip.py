@@ -173,6 +173,16 @@ def test_echo_replies_and_requests(src, dst, identifier, sequence, data, ttl):
     assert ip.parse(reply).ttl == ttl
 
 
+def test_only_what_has_an_identification_may_be_fragmented():
+    assert ip.parse(ip.build(GUEST, OUTSIDE, ip.UDP, b"")).dont_fragment
+    packet = ip.build(GUEST, OUTSIDE, ip.UDP, b"", identification=0x1234)
+    assert not ip.parse(packet).dont_fragment
+    assert packet[4:6] == b"\x12\x34"
+    replies = [ip.build_echo_reply(OUTSIDE, GUEST, 99, sequence, b"") for sequence in range(100)]
+    assert not any(ip.parse(reply).dont_fragment for reply in replies)
+    assert len({reply[4:6] for reply in replies}) == 100
+
+
 def test_the_largest_echo_reply_fits():
     packet = ip.build_echo_reply(OUTSIDE, GUEST, 1, 1, bytes(65507))
     assert ip.parse(packet).total == 65535

@@ -66,9 +66,13 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def build(src: bytes, dst: bytes, protocol: int, payload: bytes, *, ttl: int = _TTL) -> bytes:
-    """An IPv4 packet around `payload`, identification 0, do-not-fragment set (RFC 6864 section 4.1)."""
-    header = _HEADER.pack(0x45, 0, 20 + len(payload), 0, _DONT_FRAGMENT, ttl, protocol, 0, src, dst)
+def build(
+    src: bytes, dst: bytes, protocol: int, payload: bytes, *, ttl: int = _TTL, identification: int | None = None
+) -> bytes:
+    """An IPv4 packet around `payload`: atomic, do-not-fragment set (RFC 6864 section 4.1), unless it has an
+    `identification`, with which it may be fragmented on its way."""
+    fragment = _DONT_FRAGMENT if identification is None else 0
+    header = _HEADER.pack(0x45, 0, 20 + len(payload), identification or 0, fragment, ttl, protocol, 0, src, dst)
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
 
 
@@ -99,9 +103,10 @@ def build_error(source: bytes, packet: bytes, kind: int, code: int, *, rest: int
 
 
 def build_echo_reply(src: bytes, dst: bytes, identifier: int, sequence: int, data: bytes, *, ttl: int = _TTL) -> bytes:
-    """An ICMP echo reply as a whole IPv4 packet."""
+    """An ICMP echo reply as a whole IPv4 packet, which a link that is too narrow for it may fragment."""
     message = struct.pack("!BBHHH", ECHO_REPLY, 0, 0, identifier, sequence) + data
-    return build(src, dst, ICMP, _summed(message), ttl=ttl)
+    # Replies that are under way at once differ in their sequence number, so this tells their fragments apart.
+    return build(src, dst, ICMP, _summed(message), ttl=ttl, identification=identifier ^ sequence)
 
 
 def build_echo_request(src: bytes, dst: bytes, identifier: int, sequence: int, data: bytes) -> bytes:
