@@ -23,7 +23,7 @@ from lab.initramfs import Initramfs
 from lab.paths import cache
 
 _KERNELS = ("linux-image-cloud-amd64", "linux-image-virtual")  # Debian's, Ubuntu's
-_DRIVERS = ("virtio_pci", "virtio_net", "af_packet", "e1000", "e1000e", "8139cp", "vmxnet3")
+_DRIVERS = ("virtio_pci", "virtio_net", "vmxnet3", "af_packet")
 _TOOLS = ("iperf3", "socat", "ethtool", "tracepath")
 _HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,14 @@ class Namespace:
         # Absent in a kernel without br_netfilter; where it is loaded, bridged packets would meet iptables (bridge-nf).
         for table in ("iptables", "ip6tables", "arptables"):
             self.sysctl(f"net.bridge.bridge-nf-call-{table}", 0, missing_ok=True)
+
+    @classmethod
+    def adopt(cls, name: str, pid: int) -> Self:
+        """The network namespace that process `pid` lives in, under a name; nothing in it is changed."""
+        _ip("netns", "attach", name, str(pid))
+        adopted = cls.__new__(cls)
+        adopted.name, adopted.path = name, Path("/run/netns") / name
+        return adopted
 
     def argv(self, command: list[str]) -> list[str]:
         """The command line that runs `command` in here; it becomes the command, by exec, without a fork between."""

@@ -82,6 +82,7 @@ class World:
         self.directory = Path("/run/lab") / self.tag
         self.congestion = congestion
         self.namespaces: list[Namespace] = []
+        self.guests: list[Guest] = []
         self._services: list[subprocess.Popen[Any]] = []
         self._products: list[subprocess.Popen[Any]] = []
         try:
@@ -150,7 +151,9 @@ class World:
         def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - Popen's own
             return self.product(command, env=env, **options)
 
-        return Guest(argv, name=name, popen=start)
+        guest = Guest(argv, name=name, popen=start)
+        self.guests.append(guest)
+        return guest
 
     def environment(self) -> dict[str, str]:
         """The unprivileged user's environment."""
@@ -243,6 +246,8 @@ class World:
         for process in self.leftovers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        for guest in self.guests:
+            guest.kill()
         for service in [*self._products, *self._services]:
             self._end(service)
         self.wait_gone()
@@ -312,7 +317,7 @@ class World:
             [sys.executable, "-m", "lab.internet", SERVER, WEB, SERVER6, WEB6], env=environment, stdout=subprocess.PIPE
         )
         for port in IPERF_PORTS:
-            self._service(["iperf3", "--server", "--port", str(port)])
+            self._service(["iperf3", "--server", "--bind", SERVER, "--port", str(port)])
         for address in (NAMESERVER, NAMESERVER2):
             self.start_nameserver(address)
         for port in IPERF_PORTS:

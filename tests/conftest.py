@@ -14,7 +14,18 @@ from lab.guest import Guest, qemu
 from lab.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of a test that failed, report what the consoles of the world's guests said."""
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.failed and isinstance(world, World):
+        for guest in world.guests:
+            report.sections.append((f"console of {guest.name}", guest.log()[-5000:]))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +43,10 @@ def world(lab: None) -> Iterator[World]:
 
 
 @pytest.fixture
-def boot(world: World, request: pytest.FixtureRequest) -> Iterator[Callable[..., Guest]]:
+def boot(world: World) -> Iterator[Callable[..., Guest]]:
     """Start a guest in the world, killed at the test's end: `boot(*network, name=..., wrap=["vmnet", "run", "--"])`.
 
-    Waits for its boot unless `wait=False`. When the test fails, what its console said is in the report.
+    Waits for its boot unless `wait=False`.
     """
     guests: list[Guest] = []
 
@@ -53,4 +64,3 @@ def boot(world: World, request: pytest.FixtureRequest) -> Iterator[Callable[...,
     yield start
     for guest in guests:
         guest.kill()
-        request.node.add_report_section("call", f"console of {guest.name}", guest.log())

@@ -1,0 +1,80 @@
+"""Rows: TCP throughput of a namespace guest to the outside, and from guest to guest over the bridge."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from lab.netns import Namespace, link
+from lab.rivals import client
+from lab.rows import OURS, Bench, Sampler, row
+from lab.world import IPERF_PORTS, SERVER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_RIVALS = ("kernel", "slirp4netns bridge", "slirp4netns direct", "pasta bridge", "pasta direct")
+
+
+def iperf(guest: Namespace, seconds: float, *options: str, server: str = SERVER) -> float:
+    """Gbit/s that arrived; the first half second, in which TCP finds its window, is left out by iperf3."""
+    command = ["iperf3", "-c", server, "-p", str(IPERF_PORTS[0]), "-t", f"{seconds:g}", "-O", "0.5", "-i", "0", "-J"]
+    done = guest.run([*command, *options], check=False, timeout=seconds + 30)
+    report = json.loads(done.stdout)
+    if "error" in report:
+        raise RuntimeError(report["error"])
+    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def _outside(bench: Bench, *options: str) -> dict[str, Sampler]:
+    def sampler(who: str) -> Sampler:
+        return lambda: iperf(client(bench, who), bench.seconds, *options)
+
+    return {who: sampler(who) for who in (OURS, *_RIVALS)}
+
+
+@row("tcp-1-up", "TCP, 1 stream, guest to outside", unit="Gbit/s", aims={"kernel": 0.95})
+def _one_up(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _outside(bench)
+
+
+@row("tcp-1-down", "TCP, 1 stream, outside to guest", unit="Gbit/s", aims={"kernel": 0.95})
+def _one_down(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _outside(bench, "-R")
+
+
+@row("tcp-8-up", "TCP, 8 streams, guest to outside", unit="Gbit/s", aims={"kernel": 0.8})
+def _eight_up(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _outside(bench, "-P", "8")
+
+
+@row("tcp-8-down", "TCP, 8 streams, outside to guest", unit="Gbit/s", aims={"kernel": 0.8})
+def _eight_down(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _outside(bench, "-P", "8", "-R")
+
+
+@row("vm-to-vm", "TCP, 1 stream, guest to guest", unit="Gbit/s", aims={"bare bridge": 0.95})
+def _neighbours(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    """Two guests of one network, beside two namespaces on a bridge with nothing else."""
+    one = client(bench, OURS)
+    network = bench.kept["network"]
+    other = network.plug()
+    address = other.run(["ip", "-4", "-o", "addr", "show", "eth0"]).stdout.split()[3].partition("/")[0]
+    bare, left, right = (bench.world.namespace(name) for name in ("bare", "left", "right"))
+    bare.batch("link add br0 type bridge", "link set br0 up")
+    for guest, last in ((left, 1), (right, 2)):
+        link(guest, "eth0", bare, f"port{last}")
+        bare.batch(f"link set port{last} master br0")
+        guest.batch(f"addr add 10.98.0.{last}/24 dev eth0")
+    servers = [
+        guest.popen(["iperf3", "-s", "-p", str(IPERF_PORTS[0])], stdout=-3, stderr=-3) for guest in (other, right)
+    ]
+    try:
+        yield {
+            OURS: lambda: iperf(one, bench.seconds, server=address),
+            "bare bridge": lambda: iperf(left, bench.seconds, server="10.98.0.2"),
+        }
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
