@@ -64,6 +64,8 @@ class LinuxEngine:
             await self.namespace.run(["ip", "-batch", "-"], text)
         self.adopted = [name for name in present if name.startswith(PORT_PREFIX) and name[2:].isdigit()]
         self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
+        await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
+        await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
         await self.namespace.run(["ip", "-batch", "-"], links.uplink())
         (self.listener,) = self.namespace.sockets(
             socket.AF_INET,

@@ -33,6 +33,12 @@ SYSCTLS = {
     "net.ipv4.icmp_ratelimit": "10",
 }
 
+# ICMP errors for guests bear the gateway's own address when they come from Python: a martian source otherwise.
+UPLINK_SYSCTLS = {f"net.ipv4.conf.{UPLINK}.accept_local": "1"}
+
+# ICMP errors that Python sends in the gateway's name have a source that is local here, and come from a device.
+UPLINK_SYSCTLS = {f"net.ipv4.conf.{UPLINK}.accept_local": "1"}
+
 
 def bridge(gateway: IPv4Address, prefixlen: int, mac: str, mtu: int) -> str:
     """The bridge with the gateway's address, and where marked packets go."""
