@@ -210,7 +210,7 @@ def connect(name: str) -> Client:
             return client
         if not _agent_lives(name):
             note = _sweep(name)
-            raise NotFound(f"no network '{name}' is running ({note})", hint="vmnet ls")
+            raise NotFound(f"no network '{name}' is running" + (f" ({note})" if note else ""), hint="vmnet ls")
         return _start(name, Spec(name=name), _silent)
 
 
@@ -296,13 +296,13 @@ def _agent_lives(name: str) -> bool:
 
 def _sweep(name: str) -> str | None:
     """Remove what a network without process and agent left behind; the sentence that says so, or None."""
-    directory = state.runtime(name)
-    found = sorted(entry.name for entry in directory.iterdir() if entry.suffix in (".sock", ".json"))
+    directory = state.runtime_root() / name
+    found = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
     for entry in found:
         (directory / entry).unlink(missing_ok=True)
-    return (
-        f"an earlier network '{name}' had ended without cleaning up; its {', '.join(found)} removed" if found else None
-    )
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+    return f"an earlier network '{name}' ended without cleaning up; its {', '.join(found)} removed" if found else None
 
 
 def _start(name: str, spec: Spec, progress: Callable[[str], None]) -> Client:

@@ -109,9 +109,9 @@ def test_network_and_agent_killed_at_once(world: World, pair: tuple[Guest, Guest
     ("options", "sentence"),
     [
         ("start-address=192.168.70.1", "'start-address', 'end-address', 'subnet-mask' should be provided together"),
-        ("start-address=8.8.8.1,end-address=8.8.8.9,subnet-mask=255.255.255.0", "start-address=8.8.8.1"),
-        ("start-address=192.168.70.9,end-address=192.168.70.2,subnet-mask=255.255.255.0", "192.168.70.2"),
-        ("start-address=10.0.0.1,end-address=10.0.0.9,subnet-mask=255.0.255.0", "255.0.255.0"),
+        ("start-address=8.8.8.1,end-address=8.8.8.9,subnet-mask=255.255.255.0", "not '8.8.8.1'"),
+        ("start-address=192.168.70.9,end-address=192.168.70.2,subnet-mask=255.255.255.0", "'192.168.70.2'"),
+        ("start-address=10.0.0.1,end-address=10.0.0.9,subnet-mask=255.0.255.0", "'255.0.255.0'"),
         ("nat66-prefix=fd00:1::", "nat66-prefix"),
         ("hostfwd=tcp::22-:22", "hostfwd"),
     ],
@@ -123,7 +123,7 @@ def test_failed_create_leaves_nothing(world: World, options: str, sentence: str)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stderr.count("\n") <= 2
-    assert world.leftovers() == []
+    assert world.wait_gone(2), world.leftovers()
     assert (world.files(), world.network_namespaces()) == before
 
 
@@ -136,7 +136,7 @@ def test_overlap_with_a_route_of_the_host(world: World) -> None:
         assert done.returncode == 3
         assert "192.168.90.0/24" in done.stderr
         assert "--force" in done.stderr
-        assert world.leftovers() == []
+        assert world.wait_gone(2), world.leftovers()
         assert world.product_run(["vmnet", "run", "--linger", "0", "--force", *argv]).returncode == 0
     finally:
         world.host.batch("route del 192.168.90.0/24 via 192.0.2.1")

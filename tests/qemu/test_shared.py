@@ -104,9 +104,8 @@ def test_two_guests_meet_by_name_and_an_isolated_one_does_not(world: World, alon
         assert hermit.run("wget -q -O /dev/null http://www.example.test/", check=True).status == 0
 
 
-@pytest.mark.parametrize("device", ["e1000", "rtl8139"])
-def test_other_nics(world: World, device: str) -> None:
-    with boot(world, *virtio("vmnet-shared", device), name=device) as guest:
+def test_nic_without_offloads(world: World) -> None:
+    with boot(world, *virtio("vmnet-shared", "vmxnet3"), name="plain") as guest:
         guest.dhcp()
         assert guest.run("wget -q -O /dev/null http://www.example.test/", check=True).status == 0
 
@@ -137,7 +136,7 @@ def test_exit_code_and_signals_are_qemus(world: World) -> None:
         guest.process.terminate()
         assert guest.process.wait(timeout=10) == 0  # QEMU's own code for SIGTERM
     done = world.product_run(
-        ["vmnet", "run", "--", "qemu-system-x86_64", "-netdev", "vmnet-shared,id=n0", "-machine", "nonsense"], check=False
+        ["vmnet", "run", "--", "qemu-system-x86_64", "-netdev", "vmnet-shared,id=n0", "-device", "nonsense"], check=False
     )
     assert done.returncode == 1
     assert "nonsense" in done.stderr
