@@ -123,7 +123,7 @@ def _outside(red: Guest) -> None:
 
 def _throughput(ours: Guest, user: Guest) -> None:
     _heading("Throughput of one TCP stream, beside QEMU's -netdev user in the same run")
-    _progress(f"{_ROUNDS} rounds, both networks in turn; about {_ROUNDS * 4 * (_SECONDS + 1)} s")
+    _progress(f"{_ROUNDS} rounds, both networks in turn; about {_ROUNDS * 4 * _SECONDS + 4} s")
     rates: dict[tuple[str, str], list[float]] = {}
     for _ in range(_ROUNDS):
         for direction in ("", "-R"):

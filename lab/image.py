@@ -99,8 +99,11 @@ def _kernel() -> tuple[Path, Path]:
             _download(Path(scratch))
             shutil.rmtree(base, ignore_errors=True)
             (Path(scratch) / "tree").rename(base)
+        for kernel in (base / "boot").glob("vmlinuz-*"):
+            kernel.chmod(0o644)  # Ubuntu's is root's alone
         (base / "done").touch()
-    return next((base / "boot").glob("vmlinuz-*")), next((base / "lib" / "modules").iterdir())
+    modules = next(path for path in (base / "lib" / "modules", base / "usr" / "lib" / "modules") if path.is_dir())
+    return next((base / "boot").glob("vmlinuz-*")), next(modules.iterdir())
 
 
 def _download(scratch: Path) -> None:
