@@ -22,6 +22,9 @@ SYSCTLS = {
     "net.ipv4.conf.default.rp_filter": "0",
     "net.ipv4.conf.all.send_redirects": "0",
     "net.ipv4.conf.default.send_redirects": "0",
+    # A SYN for a four-tuple whose last connection is in TIME_WAIT would be given that socket before it is routed, and
+    # ip_forward() drops what has a socket: the guest could not use the port again for a minute.
+    "net.ipv4.tcp_early_demux": "0",
     # Where br_netfilter is loaded (every Docker host) a new namespace sends bridged packets through the IP hooks, where
     # TPROXY takes their socket away again and every SYN gets a RST.
     "net.bridge.bridge-nf-call-iptables": "0",
