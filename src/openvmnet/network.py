@@ -18,6 +18,7 @@ import os
 import resource
 import socket
 import time
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +35,7 @@ from openvmnet.service.dns import DnsService
 from openvmnet.service.dns_zone import Zone
 from openvmnet.service.leases import LeaseBook
 from openvmnet.uplink import icmp
+from openvmnet.uplink.owner import Owners
 from openvmnet.uplink.slowpath import SlowPath
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
@@ -114,6 +116,7 @@ class Network:
             self._start_uplink()
             await self._adopt()
             self._start_services()
+            self._slowpath.start()
         except BaseException:
             await self.down()
             raise
@@ -210,7 +213,7 @@ class Network:
     def _start_uplink(self) -> None:
         loop = asyncio.get_running_loop()
         flows = _descriptors() - _SPARE_FILES
-        tcp_limit, udp_limit = flows * 6 // 10 // 2, min(4096, flows * 3 // 10 // 2)
+        tcp_limit, udp_limit = flows * 3 // 4 // 2, min(4096, flows // 5 // 2)  # two descriptors each
         self._slowpath = slowpath = SlowPath(self._lane, self._engine.tun)
         self._closers.append(slowpath.close)
         self._tcp = TcpUplink(
@@ -228,8 +231,9 @@ class Network:
         self._closers.append(self._icmp.close)
         if not icmp.allowed():
             self.limits.append("guests cannot ping the outside: this host allows no ping sockets (see vmnet doctor)")
+        self._owners = Owners(self._leased, self._resolved)
+        slowpath.owner = self._tcp.owner = self._udp.owner = self._owners.of
         slowpath.uplinks = {ip.TCP: self._tcp, ip.UDP: self._udp, ip.ICMP: self._icmp}
-        slowpath.start()
 
     def _start_services(self) -> None:
         subnet = self.subnet
@@ -264,6 +268,15 @@ class Network:
         self._dns = DnsService(self._lane, udp, tcp, zone=zone)
         self._dns.start()
         self._closers.append(self._dns.close)
+
+    def _leased(self, address: bytes) -> int | None:
+        lease = self._dhcp.leases.by_ip(IPv4Address(address))
+        return lease.port if lease is not None else None
+
+    def _resolved(self) -> dict[bytes, int]:
+        ports = {port.mac: PORT_MARK + port.number for port in self._ports.values()}
+        known = self._engine.neighbours()
+        return {socket.inet_aton(one.address): ports[one.mac] for one in known if one.mac in ports}
 
     async def _adopt(self) -> None:
         """Take over the ports of guests that outlived the process before this one."""
@@ -311,6 +324,7 @@ class Network:
             addresses |= {str(lease.ip) for lease in self._dhcp.leases if lease.port == mark or lease.mac == mac}
             self._dhcp.leases.release_mac(mac)
             self._dhcp.port_gone(mark)
+        self._owners.forget()
         for address in addresses:
             packed = socket.inet_aton(address)
             for uplink in (self._tcp, self._udp, self._icmp):

@@ -73,7 +73,20 @@ class Flow:
     `guest_address` is the guest's IPv4 address, 4 octets. `on_end(flow)` is called once, when both sockets are closed.
     """
 
-    __slots__ = ("_lane", "_on_end", "_pool", "_resume", "down", "guest", "guest_address", "host", "kept", "lost", "up")
+    __slots__ = (
+        "_lane",
+        "_on_end",
+        "_pool",
+        "_resume",
+        "down",
+        "guest",
+        "guest_address",
+        "host",
+        "kept",
+        "lost",
+        "owner",
+        "up",
+    )
 
     def __init__(
         self,
@@ -94,6 +107,7 @@ class Flow:
         self.guest_address = guest_address
         self.up = Direction(guest, host)
         self.down = Direction(host, guest)
+        self.owner = 0  # whose bounds it counts to; set by who makes it
         self.kept = False  # keep-alive is set on the host's side
         self.lost = 0.0  # when one side was reset while the other took nothing; 0 for never
         # What is urgent to the sender stays in the stream; the guest's side has this from its listener.

@@ -4,7 +4,7 @@ The firewall sends here only what opens: TCP SYNs, UDP datagrams without a flow,
 uplink of its protocol. What an uplink answers in a guest's direction (the accepted SYN, a RST, an ICMP error, an echo
 reply) is written to the same TUN. A packet that the guest sent in fragments comes in fragments, and is put together.
 
-Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one guest's
+Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one port's
 openings may take SHARE of each window of time; what is beyond it is dropped unparsed, as on a congested link, and
 counted. A guest that is alone may take what there is. The firewall's own limit per port lies before all that.
 """
@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
+from openvmnet.uplink.owner import by_address
 from openvmnet.wire import ip
 from openvmnet.wire.fragments import Reassembly
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from openvmnet.kernel.loop import Lane
 
 log = logging.getLogger(__name__)
@@ -46,10 +49,11 @@ class SlowPath:
         self._lane = lane
         self._tun = tun
         self._fragments = Reassembly()
-        self._spent: dict[bytes, float] = {}
+        self._spent: dict[int, float] = {}
         self._window = 0.0
         self.uplinks: dict[int, Uplink] = {}
         self.guests = 1  # plugged now; set by the network
+        self.owner: Callable[[bytes], int] = by_address  # whose budget a source address spends; set by the network
         self.counters = {
             "slowpath_packets": 0,
             "slowpath_malformed": 0,
@@ -86,14 +90,14 @@ class SlowPath:
             except BlockingIOError:
                 return
             self.counters["slowpath_packets"] += 1
-            guest = packet[12:16]
-            used = spent.get(guest, 0.0)
+            owner = self.owner(packet[12:16])
+            used = spent.get(owner, 0.0)
             if used > allowance:
                 self.counters["slowpath_over_budget"] += 1
                 continue
             self._dispatch(packet)
             after = time.monotonic()
-            spent[guest] = used + after - now
+            spent[owner] = used + after - now
             now = after
 
     def _dispatch(self, packet: bytes) -> None:

@@ -16,9 +16,10 @@ An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they
 connection has to find it by what accept4(2) tells for free, the guest's end, six octets; only where one guest port has
 several openings at once is getsockname(2) asked for the other end.
 
-Bounds: OPENINGS_PER_GUEST openings of one guest, `limit` flows and openings in all, an accepted host connection whose
-guest does not complete within ACCEPT_TIMEOUT is reset, and so is a flow of which one side has been reset while the
-other takes nothing for LOST_TIMEOUT. A SYN beyond a bound is dropped, counted, and said once.
+Bounds: OPENINGS_PER_GUEST openings of one port, `limit` flows and openings in all, of which one port may have seven
+eighths. An accepted host connection whose guest does not complete within ACCEPT_TIMEOUT is reset, and so is a flow of
+which one side has been reset while the other takes nothing for LOST_TIMEOUT. A SYN beyond a bound is dropped, counted,
+and said once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
+from openvmnet.uplink.owner import by_address
 from openvmnet.uplink.pipes import PipePool
 from openvmnet.uplink.pump import EVENTS, Flow
 from openvmnet.wire import ip
@@ -67,16 +69,18 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("_tcp", "connected", "deadline", "fd", "guest", "header", "key", "packet")
+    __slots__ = ("_tcp", "accepted", "connected", "deadline", "fd", "guest", "header", "key", "owner", "packet")
 
-    def __init__(self, tcp: TcpUplink, key: bytes, packet: bytes, header: ip.Header, fd: int) -> None:
+    def __init__(self, tcp: TcpUplink, key: bytes, packet: bytes, header: ip.Header, fd: int, owner: int) -> None:
         self._tcp = tcp
+        self.owner = owner
         self.key = key
         self.packet = packet
         self.header = header
         self.fd = fd
         self.guest = key[8:10] + key[:4]  # as accept4(2) names it: port, address
         self.connected = False
+        self.accepted = False  # the guest came; a flow has it now
         self.deadline = 0.0
 
     def on_event(self, mask: int) -> None:
@@ -115,7 +119,9 @@ class TcpUplink:
         self._pool = PipePool()
         self._openings: dict[bytes, Opening] = {}
         self._by_guest_port: dict[bytes, list[Opening]] = {}
-        self._per_guest: dict[bytes, int] = {}
+        self._opening: dict[int, int] = {}  # openings by owner
+        self._held: dict[int, int] = {}  # openings and flows by owner
+        self.owner: Callable[[bytes], int] = by_address  # whose bounds a source address counts to; set by the network
         self._told = False
         self.flows: set[Flow] = set()
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
@@ -141,27 +147,35 @@ class TcpUplink:
         key = packet[12:20] + packet[offset : offset + 4]
         known = self._openings.get(key)
         if known is not None:
+            # The first one or the SYN-ACK to it was lost; or the guest has given up and begins anew from the same port,
+            # with a sequence number of which the one before knows nothing.
+            known.packet, known.header = packet, header
             if known.connected:
-                self._write(known.packet)  # the first one, or the SYN-ACK to it, was lost
+                known.deadline = time.monotonic() + ACCEPT_TIMEOUT
+                self._write(packet)
             return
-        guest = header.src
-        count = self._per_guest.get(guest, 0)
-        if count >= OPENINGS_PER_GUEST or len(self._openings) + len(self.flows) >= self._limit:
-            self._drop(guest, count)
+        owner = self.owner(header.src)
+        if (
+            self._opening.get(owner, 0) >= OPENINGS_PER_GUEST
+            or self._held.get(owner, 0) >= self._limit - self._limit // 8
+            or len(self._openings) + len(self.flows) >= self._limit
+        ):
+            self._drop(header.src, owner)
             return
         try:
             fd = sockets.tcp()
         except OSError as error:
-            self._drop(guest, count, error)
+            self._drop(header.src, owner, error)
             return
-        opening = Opening(self, key, packet, header, fd)
+        opening = Opening(self, key, packet, header, fd, owner)
         result = sockets.connect(fd, key[10:12] + key[4:8])
         if result not in (0, errno.EINPROGRESS):
             os.close(fd)
             self._answer(opening, result)
             return
         self._openings[key] = opening
-        self._per_guest[guest] = count + 1
+        _count(self._opening, owner, 1)
+        _count(self._held, owner, 1)
         self._lane.watch(fd, EVENTS, opening.on_event)
 
     def connected(self, opening: Opening) -> None:
@@ -236,13 +250,19 @@ class TcpUplink:
                 continue
             host = opening.fd
             opening.fd = -1
+            opening.accepted = True
             self._forget(opening)
-            flow = Flow(self._lane, self._pool, guest, host, peer[2:], self.flows.discard, self._resume)
+            flow = Flow(self._lane, self._pool, guest, host, peer[2:], self._ended, self._resume)
+            flow.owner = opening.owner
             self.flows.add(flow)
             self.counters["tcp_opened"] += 1
             # The host's socket is watched already, its edge perhaps seen: registering anew reports what is there now.
             self._lane.rewatch(host, EVENTS, flow.on_host)
             self._lane.watch(guest, EVENTS, flow.on_guest)
+
+    def _ended(self, flow: Flow) -> None:
+        self.flows.discard(flow)
+        _count(self._held, flow.owner, -1)
 
     def _match(self, guest: int, peer: bytes) -> Opening | None:
         candidates = self._by_guest_port.get(peer)
@@ -259,12 +279,9 @@ class TcpUplink:
     def _forget(self, opening: Opening) -> None:
         if self._openings.pop(opening.key, None) is None:
             return
-        guest = opening.header.src
-        left = self._per_guest[guest] - 1
-        if left:
-            self._per_guest[guest] = left
-        else:
-            del self._per_guest[guest]
+        _count(self._opening, opening.owner, -1)
+        if not opening.accepted:
+            _count(self._held, opening.owner, -1)
         if opening.connected:
             siblings = self._by_guest_port[opening.guest]
             siblings.remove(opening)
@@ -282,15 +299,24 @@ class TcpUplink:
         else:  # ETIMEDOUT is silence outside, so silence inside; EADDRNOTAVAIL: no port is free, a retry may find one
             self.counters["tcp_dropped"] += 1
 
-    def _drop(self, guest: bytes, count: int, error: OSError | None = None) -> None:
+    def _drop(self, guest: bytes, owner: int, error: OSError | None = None) -> None:
         self.counters["tcp_dropped"] += 1
         if not self._told:
             self._told = True
             log.warning(
-                "a connection of %s was dropped: %s (%d openings of this guest, %d flows in all, %d allowed)",
+                "a connection of %s was dropped: %s (its port has %d openings and %d connections; all have %d of %d)",
                 socket.inet_ntoa(guest),
                 error or "a bound is reached",
-                count,
+                self._opening.get(owner, 0),
+                self._held.get(owner, 0),
                 len(self.flows),
                 self._limit,
             )
+
+
+def _count(table: dict[int, int], owner: int, change: int) -> None:
+    left = table.get(owner, 0) + change
+    if left:
+        table[owner] = left
+    else:
+        del table[owner]

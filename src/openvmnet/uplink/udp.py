@@ -13,7 +13,7 @@ guest's link can only have come in fragments, so it may leave in fragments too.
 
 Flows end after IDLE_NEW seconds without a datagram, after IDLE_ANSWERED once the outside has answered (conntrack's
 nf_conntrack_udp_timeout and _timeout_stream). The table is bounded; when it is full, the least recently active flow of
-the guest that has most of them gives way, so a guest that scans pushes out its own flows and nobody else's.
+the port that has most of them gives way, so a guest that scans pushes out its own flows and nobody else's.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.kernel.mmsg import Batch
 from openvmnet.uplink import hosterror
+from openvmnet.uplink.owner import by_address
 from openvmnet.wire import ip
 
 if TYPE_CHECKING:
@@ -56,10 +57,25 @@ _HEADERS = 28  # octets of IPv4 and UDP header
 class UdpFlow:
     """One flow; `guest` and `host` are its two descriptors, `packet` the headers of its first datagram, for errors."""
 
-    __slots__ = ("_udp", "answered", "fragments", "guest", "header", "host", "key", "last", "packet", "segments")
+    __slots__ = (
+        "_udp",
+        "answered",
+        "fragments",
+        "guest",
+        "header",
+        "host",
+        "key",
+        "last",
+        "owner",
+        "packet",
+        "segments",
+    )
 
-    def __init__(self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int) -> None:
+    def __init__(
+        self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int, owner: int
+    ) -> None:
         self._udp = udp
+        self.owner = owner
         self.key = key
         self.packet = packet[: header.payload + 8]
         self.header = header
@@ -105,13 +121,14 @@ class UdpUplink:
         self._mtu = mtu
         self._limit = limit
         self._batch = Batch(_BATCH, _LARGEST, names=False)
-        self._guests: dict[bytes, OrderedDict[bytes, UdpFlow]] = {}
-        self._count = 0
+        self._owners: dict[int, OrderedDict[bytes, UdpFlow]] = {}  # the least recently active first
+        self._flows: dict[bytes, UdpFlow] = {}
+        self.owner: Callable[[bytes], int] = by_address  # whose flows a source address opens; set by the network
         self._told = False
         self.counters = {"udp_opened": 0, "udp_evicted": 0, "udp_errors": 0, "udp_dropped": 0}
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._flows)
 
     def open(self, packet: bytes, header: ip.Header) -> None:
         """A flow's first datagram, as a whole IPv4 packet."""
@@ -119,8 +136,7 @@ class UdpUplink:
         if header.total < offset + 8:
             return
         key = packet[12:20] + packet[offset : offset + 4]
-        flows = self._guests.get(header.src)
-        flow = flows.get(key) if flows is not None else None
+        flow = self._flows.get(key)
         if flow is None:
             flow = self._make(key, packet, header)
             if flow is None:
@@ -208,25 +224,24 @@ class UdpUplink:
     def sweep(self) -> None:
         """Every few seconds: end the flows that idle."""
         now = time.monotonic()
-        for flows in list(self._guests.values()):
-            for flow in list(flows.values()):
-                if now - flow.last > (IDLE_ANSWERED if flow.answered else IDLE_NEW):
-                    self._end(flow)
-        if self._told and self._count < self._limit // 2:
+        for flow in list(self._flows.values()):
+            if now - flow.last > (IDLE_ANSWERED if flow.answered else IDLE_NEW):
+                self._end(flow)
+        if self._told and len(self._flows) < self._limit // 2:
             self._told = False
 
     def forget_guest(self, address: bytes) -> None:
         """The guest at `address` (4 octets) is gone: end its flows."""
-        for flow in list(self._guests.get(address, {}).values()):
+        for flow in [one for one in self._flows.values() if one.header.src == address]:
             self._end(flow)
 
     def close(self) -> None:
         """End everything."""
-        for address in list(self._guests):
-            self.forget_guest(address)
+        for flow in list(self._flows.values()):
+            self._end(flow)
 
     def _make(self, key: bytes, packet: bytes, header: ip.Header) -> UdpFlow | None:
-        if self._count >= self._limit:
+        if len(self._flows) >= self._limit:
             self._evict()
         guest_peer, outside_peer = key[8:10] + key[:4], key[10:12] + key[4:8]
         guest = host = -1
@@ -245,7 +260,7 @@ class UdpUplink:
             error = sockets.connect(guest, guest_peer)
             if error:
                 raise OSError(error, os.strerror(error))
-            flow = UdpFlow(self, key, packet, header, guest, host)
+            flow = UdpFlow(self, key, packet, header, guest, host, self.owner(header.src))
             self._lane.watch(guest, READ, flow.on_guest)
             self._lane.watch(host, READ, flow.on_host)
         except OSError as error:
@@ -256,8 +271,8 @@ class UdpUplink:
             self._refuse(packet, header, error)
             return None
         flow.last = time.monotonic()
-        self._guests.setdefault(header.src, OrderedDict())[key] = flow
-        self._count += 1
+        self._flows[key] = flow
+        self._owners.setdefault(flow.owner, OrderedDict())[key] = flow
         self.counters["udp_opened"] += 1
         self._settle(flow, guest_peer)
         return flow
@@ -313,7 +328,7 @@ class UdpUplink:
             log.warning("a UDP flow of %s could not be opened: %s", socket.inet_ntoa(header.src), error)
 
     def _evict(self) -> None:
-        flows = max(self._guests.values(), key=len)
+        flows = max(self._owners.values(), key=len)
         self.counters["udp_evicted"] += 1
         if not self._told:
             self._told = True
@@ -325,18 +340,18 @@ class UdpUplink:
         now = time.monotonic()
         if now - flow.last > _TOUCH:
             flow.last = now
-            self._guests[flow.header.src].move_to_end(flow.key)
+            self._owners[flow.owner].move_to_end(flow.key)
 
     def _end(self, flow: UdpFlow) -> None:
         for fd in (flow.guest, flow.host):
             self._lane.dropped(fd)
             os.close(fd)
         flow.guest = flow.host = -1
-        flows = self._guests[flow.header.src]
+        del self._flows[flow.key]
+        flows = self._owners[flow.owner]
         del flows[flow.key]
         if not flows:
-            del self._guests[flow.header.src]
-        self._count -= 1
+            del self._owners[flow.owner]
 
 
 def _sendto(fd: int, payload: bytes) -> None:
