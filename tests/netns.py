@@ -1,0 +1,109 @@
+"""What the tests of the uplink share: work done inside a namespace, and a look at the network process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lab.netguest import PluggedNetwork
+    from lab.netns import Namespace
+    from lab.world import World
+
+_T = TypeVar("_T")
+
+
+def inside(namespace: Namespace, action: Callable[[], _T]) -> _T:
+    """What `action()` gives, run by a thread that has joined `namespace`; sockets it makes live there."""
+    result: list[_T] = []
+    namespace._inside(lambda: result.append(action()))
+    return result[0]
+
+
+def dial(namespace: Namespace, where: tuple[str, int], *, timeout: float = 5.0, port: int = 0) -> socket.socket:
+    """A TCP connection from `namespace`, from local port `port` if given."""
+    sock = namespace.socket()
+    sock.settimeout(timeout)
+    if port:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.bind(("0.0.0.0", port))
+    try:
+        sock.connect(where)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def listen(namespace: Namespace, where: tuple[str, int], *, backlog: int = 4096) -> socket.socket:
+    """A TCP listener in `namespace`."""
+    sock = namespace.socket()
+    sock.settimeout(5)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(where)
+    sock.listen(backlog)
+    return sock
+
+
+def pair(guest: Namespace, outside: Namespace, where: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
+    """One connection: (the guest's end, the outside's end)."""
+    with listen(outside, where) as listener:
+        one = dial(guest, where)
+        other, _ = listener.accept()
+    other.settimeout(5)
+    return one, other
+
+
+def receive(sock: socket.socket, count: int) -> bytes:
+    """Exactly `count` octets, or what came before the end."""
+    data = bytearray()
+    while len(data) < count and (part := sock.recv(min(1 << 20, count - len(data)))):
+        data += part
+    return bytes(data)
+
+
+def readable(sock: socket.socket, seconds: float) -> bool:
+    """Whether anything comes within `seconds`."""
+    return bool(select.select([sock], [], [], seconds)[0])
+
+
+def view(network: PluggedNetwork, world: World) -> dict[str, Any]:
+    """What `vmnet show --json` says."""
+    shown: dict[str, Any] = json.loads(world.product_run(["vmnet", "show", network.name, "--json"]).stdout)
+    return shown
+
+
+def flows(network: PluggedNetwork, world: World) -> dict[str, int]:
+    """Flows by kind."""
+    return dict(view(network, world)["flows"])
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid: int) -> int:
+    """A process's resident memory, in octets, without what it shares with files."""
+    match = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def eventually(condition: Callable[[], object], seconds: float = 3.0) -> bool:
+    """Whether `condition` comes to hold within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
