@@ -349,7 +349,7 @@ exec {NETWORKD}
 def test_perfdhcp_a_hundred_exchanges_a_second_without_a_drop(world):
     need("perfdhcp")
     world.run(world.client("ip", "addr", "add", "192.168.64.250/24", "dev", "eth0"))
-    out = world.run(world.client("perfdhcp", "-4", "-l", "eth0", "-r", "100", "-R", "200", "-p", "3"))
+    out = world.run(world.client("perfdhcp", "-4", "-l", "eth0", "-r", "100", "-R", "200", "-p", "3", "-W", "500000"))
     lines = out.splitlines()
     assert [line for line in lines if line.startswith("drops:")] == ["drops: 0", "drops: 0"], out
     assert [line for line in lines if line.startswith("non unique")] == ["non unique addresses: 0"] * 2

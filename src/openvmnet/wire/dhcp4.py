@@ -19,7 +19,7 @@ magic cookie is plain BOOTP and has no options.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
@@ -409,15 +409,12 @@ def reply_to(request: Message, kind: int) -> Message:
     options = {MESSAGE_TYPE: bytes([kind])}
     if CLIENT_ID in request.options:
         options[CLIENT_ID] = request.options[CLIENT_ID]
-    return replace(
-        request,
+    return Message(
         op=BOOTREPLY,
+        xid=request.xid,
+        chaddr=request.chaddr,
         options=options,
-        hops=0,
-        secs=0,
-        ciaddr=ZERO,
-        yiaddr=ZERO,
-        siaddr=ZERO,
-        sname=b"",
-        file=b"",
+        htype=request.htype,
+        flags=request.flags,
+        giaddr=request.giaddr,
     )
