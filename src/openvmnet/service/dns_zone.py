@@ -181,7 +181,7 @@ class Zone:
             return self._some(query, apex, dns.PTR, [_LOCALHOST], volatile=False)
         address = prefix.network_address
         if address not in self._subnet:
-            return self._nothing(NXDOMAIN, apex, volatile=False)
+            return self._some(query, apex, dns.PTR, [], volatile=False)
         name = "gateway" if address == self._gateway else self._reverse(address)
         if not name:
             return self._nothing(NXDOMAIN, apex, volatile=True)
