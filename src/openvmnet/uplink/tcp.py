@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
+from openvmnet.notice import Notice
 from openvmnet.uplink.owner import by_address
 from openvmnet.uplink.pipes import PipePool
 from openvmnet.uplink.pump import EVENTS, Flow
@@ -122,7 +123,7 @@ class TcpUplink:
         self._opening: dict[int, int] = {}  # openings by owner
         self._held: dict[int, int] = {}  # openings and flows by owner
         self.owner: Callable[[bytes], int] = by_address  # whose bounds a source address counts to; set by the network
-        self._told = False
+        self._full = Notice(log)
         self.flows: set[Flow] = set()
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
         for option, value in (
@@ -208,8 +209,6 @@ class TcpUplink:
                 flow.kept = True
                 sockets.set_option(flow.host, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
                 sockets.set_option(flow.host, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        if self._told and len(self._openings) + len(self.flows) < self._limit // 2:
-            self._told = False
 
     def forget_guest(self, address: bytes) -> None:
         """The guest at `address` (4 octets) is gone: end its flows and openings."""
@@ -301,17 +300,15 @@ class TcpUplink:
 
     def _drop(self, guest: bytes, owner: int, error: OSError | None = None) -> None:
         self.counters["tcp_dropped"] += 1
-        if not self._told:
-            self._told = True
-            log.warning(
-                "a connection of %s was dropped: %s (its port has %d openings and %d connections; all have %d of %d)",
-                socket.inet_ntoa(guest),
-                error or "a bound is reached",
-                self._opening.get(owner, 0),
-                self._held.get(owner, 0),
-                len(self.flows),
-                self._limit,
-            )
+        self._full.warn(
+            "a connection of %s was dropped: %s (its port has %d openings and %d connections; all have %d of %d)",
+            socket.inet_ntoa(guest),
+            error or "a bound is reached",
+            self._opening.get(owner, 0),
+            self._held.get(owner, 0),
+            len(self.flows),
+            self._limit,
+        )
 
 
 def _count(table: dict[int, int], owner: int, change: int) -> None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.kernel.mmsg import Batch
+from openvmnet.notice import Notice
 from openvmnet.uplink import hosterror
 from openvmnet.uplink.owner import by_address
 from openvmnet.wire import ip
@@ -51,6 +52,8 @@ _LARGEST = 65536  # octets
 _ERRORS = 4  # pending errors passed over in one batch
 # What sendmsg(2) says of a segmented message that the route's device or MTU does not allow.
 _NO_SEGMENTS = (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.EMSGSIZE)
+_BUFFER = 1 << 20  # octets for what comes faster than a turn; the kernel clamps it to net.core.rmem_max
+_SETTLE = 2048  # datagrams; the smallest takes 768 octets of a socket's buffer
 _HEADERS = 28  # octets of IPv4 and UDP header
 
 
@@ -124,7 +127,7 @@ class UdpUplink:
         self._owners: dict[int, OrderedDict[bytes, UdpFlow]] = {}  # the least recently active first
         self._flows: dict[bytes, UdpFlow] = {}
         self.owner: Callable[[bytes], int] = by_address  # whose flows a source address opens; set by the network
-        self._told = False
+        self._failed, self._full = Notice(log), Notice(log)
         self.counters = {"udp_opened": 0, "udp_evicted": 0, "udp_errors": 0, "udp_dropped": 0}
 
     def __len__(self) -> int:
@@ -135,14 +138,19 @@ class UdpUplink:
         offset = header.payload
         if header.total < offset + 8:
             return
+        length = struct.unpack_from("!H", packet, offset + 4)[0]
+        if not 8 <= length <= header.total - offset:
+            return  # no kernel would take it for a datagram either
         key = packet[12:20] + packet[offset : offset + 4]
         flow = self._flows.get(key)
+        fresh = flow is None
         if flow is None:
             flow = self._make(key, packet, header)
             if flow is None:
                 return
-        length = struct.unpack_from("!H", packet, offset + 4)[0]
-        self._send_one(flow, packet[offset + 8 : min(header.total, offset + length)])
+        self._send_one(flow, packet[offset + 8 : offset + length])
+        if fresh:
+            self._settle(flow)
 
     def relay_up(self, flow: UdpFlow) -> None:
         """Move what the guest has sent."""
@@ -213,9 +221,14 @@ class UdpUplink:
             done += sent
         return done
 
-    def report(self, flow: UdpFlow) -> None:
-        """Carry the errors of the host socket back to the guest."""
+    def report(self, flow: UdpFlow, *, narrow: bool = False) -> None:
+        """Carry the errors of the host socket back to the guest.
+
+        `narrow`: also that its own kernel found a datagram too large, which else was fragmented instead.
+        """
         for error in hosterror.read(flow.host):
+            if error.number == errno.EMSGSIZE and error.kind is None and not narrow:
+                continue
             self.counters["udp_errors"] += 1
             message = hosterror.as_icmp(error, quoted=flow.packet, destination=flow.header.dst)
             if message is not None:
@@ -227,8 +240,6 @@ class UdpUplink:
         for flow in list(self._flows.values()):
             if now - flow.last > (IDLE_ANSWERED if flow.answered else IDLE_NEW):
                 self._end(flow)
-        if self._told and len(self._flows) < self._limit // 2:
-            self._told = False
 
     def forget_guest(self, address: bytes) -> None:
         """The guest at `address` (4 octets) is gone: end its flows."""
@@ -248,6 +259,7 @@ class UdpUplink:
         try:
             host = sockets.udp()
             sockets.set_option(host, socket.SOL_IP, sockets.IP_RECVERR)
+            sockets.set_option(host, socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             if header.dont_fragment:
                 sockets.set_option(host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DO)
             if header.ttl < 32:  # a guest that counts hops (traceroute) wants them counted outside too
@@ -274,14 +286,17 @@ class UdpUplink:
         self._flows[key] = flow
         self._owners.setdefault(flow.owner, OrderedDict())[key] = flow
         self.counters["udp_opened"] += 1
-        self._settle(flow, guest_peer)
         return flow
 
-    def _settle(self, flow: UdpFlow, guest_peer: bytes) -> None:
-        """Between bind(2) and connect(2) the socket took anybody's datagrams: pass on this guest's, drop the rest."""
+    def _settle(self, flow: UdpFlow) -> None:
+        """Between bind(2) and connect(2) the socket took anybody's datagrams: pass on this guest's, drop the rest.
+
+        They are the first ones in its buffer, so _SETTLE are enough, however fast the guest goes on sending.
+        """
+        guest_peer = flow.key[8:10] + flow.key[:4]
         with socket.socket(fileno=flow.guest) as view:
             try:
-                while True:
+                for _ in range(_SETTLE):
                     data, (address, port) = view.recvfrom(_LARGEST, socket.MSG_DONTWAIT)
                     if port.to_bytes(2, "big") + socket.inet_aton(address) == guest_peer:
                         self._send_one(flow, data)
@@ -308,7 +323,7 @@ class UdpUplink:
     def _too_big(self, flow: UdpFlow, payload: bytes) -> None:
         """A datagram that the outside's path does not take whole."""
         if not flow.fragments and len(payload) + _HEADERS <= self._mtu:
-            self.report(flow)  # the error queue holds the path's MTU
+            self.report(flow, narrow=True)  # the error queue holds the path's MTU
             return
         sockets.set_option(flow.host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DONT)
         with contextlib.suppress(OSError):
@@ -323,17 +338,13 @@ class UdpUplink:
             self._write(ip.build_error(header.dst, packet, ip.UNREACHABLE, code))
             return
         self.counters["udp_dropped"] += 1
-        if not self._told:
-            self._told = True
-            log.warning("a UDP flow of %s could not be opened: %s", socket.inet_ntoa(header.src), error)
+        self._failed.warn("a UDP flow of %s could not be opened: %s", socket.inet_ntoa(header.src), error)
 
     def _evict(self) -> None:
         flows = max(self._owners.values(), key=len)
         self.counters["udp_evicted"] += 1
-        if not self._told:
-            self._told = True
-            guest = socket.inet_ntoa(next(iter(flows.values())).header.src)
-            log.warning("all %d UDP flows are in use; the idlest one of %s gives way", self._limit, guest)
+        guest = socket.inet_ntoa(next(iter(flows.values())).header.src)
+        self._full.warn("all %d UDP flows are in use; the idlest one of %s gives way", self._limit, guest)
         self._end(next(iter(flows.values())))
 
     def _touch(self, flow: UdpFlow) -> None:
