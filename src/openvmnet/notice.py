@@ -6,11 +6,11 @@ The next time it is said, it is said how often it went unsaid.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable
 
 QUIET = 60.0  # s
