@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openvmnet.uplink.owner import KEEP, NOBODY, REREAD, Owners, by_address
+from openvmnet.uplink.owner import KEEP, NOBODY, REREAD, Owners
 
 
 class Clock:
@@ -39,7 +39,3 @@ def test_lease_then_neighbour_then_nobody() -> None:
     leases[b"\x0a\0\0\2"] = 12
     owners.forget()
     assert owners.of(b"\x0a\0\0\2") == 12
-
-
-def test_by_address_tells_addresses_apart() -> None:
-    assert by_address(b"\1\2\3\4") != by_address(b"\1\2\3\5")
