@@ -65,6 +65,7 @@ class Upstream(asyncio.DatagramProtocol):
         self.reply: Callable[[Message], object] = lambda question: answer(question, "192.0.2.1")
         self.reply_tcp: Callable[[Message], object] | None = None
         self.delay = 0.0
+        self._writers: set[asyncio.StreamWriter] = set()
         self.running = False
 
     async def start(self) -> None:
@@ -79,7 +80,10 @@ class Upstream(asyncio.DatagramProtocol):
             self.running = False
             self._transport.close()
             self._server.close()
-            await asyncio.sleep(0)
+            for writer in self._writers:
+                writer.transport.abort()
+            for _ in range(3):  # transports close in the loop's next turns
+                await asyncio.sleep(0)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         question = dns.message.from_wire(data)
@@ -89,6 +93,7 @@ class Upstream(asyncio.DatagramProtocol):
             asyncio.get_running_loop().call_later(self.delay, self._transport.sendto, octets, addr)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             data = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
             question = dns.message.from_wire(data)
@@ -97,6 +102,7 @@ class Upstream(asyncio.DatagramProtocol):
                 writer.write(len(octets).to_bytes(2, "big") + octets)
             await writer.drain()
             await asyncio.sleep(self.delay)
+        self._writers.discard(writer)
         writer.close()
 
 

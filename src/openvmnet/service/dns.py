@@ -32,6 +32,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from openvmnet.budget import Budget
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
 from openvmnet.kernel.mmsg import Batch
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 boottime = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
+SHARE = 0.1  # of the thread's time, for one guest's questions on the long way; the answers cost about as much again
 _BATCH = 64  # queries
 _SLOT = 4096  # octets; a longer query is cut, and then malformed
 _HOT_ENTRIES = 8192
@@ -72,6 +74,7 @@ STATS = (
     "refused",
     "ignored",
     "dropped",
+    "over_budget",
     "unsent",
     "truncated",
     "mismatched",
@@ -125,6 +128,7 @@ class DnsService:
         self._late = Batch(1, dns.MAX_UDP, names=True)
         # A slice of a mapping is a bytes object at once, a slice of a memoryview takes two steps to it.
         self._data = cast("mmap.mmap", self._batch.data.obj)
+        self.budget = Budget(SHARE)
         self._stamp = 0
         self._second = -1
         self._generation = -1
@@ -167,7 +171,7 @@ class DnsService:
                 lengths[i] = size
             else:
                 missed += 1
-                answer = self._answer_udp(data[at : at + length], i)
+                answer = self._within_budget(data[at : at + length], i, missed)
                 if answer is None:
                     unanswered.append(i)
                 else:
@@ -225,6 +229,20 @@ class DnsService:
         hot.stamp = self._stamp
         return True
 
+    def _within_budget(self, packet: bytes, index: int, missed: int) -> bytes | None:
+        """The long way, as far as the asker's share of the thread goes: a guest that asks for names without end is
+        not to slow the others. What is over it gets silence, as a packet lost on the way."""
+        budget = self.budget
+        if missed == 1:
+            budget.begin()
+        owner = budget.owner(_host(self._batch.name(index)))
+        if not budget.allows(owner):
+            self.stats["over_budget"] += 1
+            return None
+        answer = self._answer_udp(packet, index)
+        budget.charge(owner)
+        return answer
+
     def _answer_udp(self, packet: bytes, index: int) -> bytes | None:
         """The long way for message `index` of the batch. None for no answer, or none yet."""
         answer = self._answer(packet, tcp=False)
@@ -242,9 +260,8 @@ class DnsService:
         if isinstance(answer, dns.Query):
             query = answer
             waiter = Waiter(query, client, b"", lambda message: deliver(readdress(message, query)))
-            self._forwarder.ask(waiter, tcp=True)
-            return None
-        return answer
+            return None if self._forwarder.ask(waiter, tcp=True) else dns.build(query, dns.SERVFAIL)
+        return answer or b""
 
     def _answer(self, packet: bytes, *, tcp: bool) -> Query | bytes | None:
         """The answer, or None for silence, or the query if it has to be forwarded."""

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
+from openvmnet.notice import Notice
 from openvmnet.wire import dns
 
 if TYPE_CHECKING:
@@ -132,41 +133,42 @@ class Forwarder:
         self._waiting = 0
         self._timeouts: deque[tuple[float, Exchange, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._told = False
+        self._full = Notice(log)
 
     def __len__(self) -> int:
         return len(self._exchanges)
 
-    def ask(self, waiter: Waiter, *, tcp: bool) -> None:
-        """Have the question answered. `deliver` may be called before this returns; for a question over the bounds,
-        it never is."""
+    def ask(self, waiter: Waiter, *, tcp: bool) -> bool:
+        """Have the question answered; `deliver` may be called before this returns. False for one over the bounds,
+        which will not be."""
         key = (b"t" if tcp else b"u") + waiter.query.key
         exchange = self._exchanges.get(key)
         if exchange is not None and any(
             one.source == waiter.source and one.query.id == waiter.query.id for one in exchange.waiters
         ):
-            return  # the same query sent again: it has its answer coming
+            return True  # the same query sent again: it has its answer coming
         full = exchange is None and len(self._exchanges) >= MAX_EXCHANGES
         if full or self._waiting >= MAX_WAITING or self._clients[waiter.client] >= MAX_PER_CLIENT:
             self._overflow()
-            return
+            return False
         self._clients[waiter.client] += 1
         self._waiting += 1
         if exchange is not None:
             exchange.waiters.append(waiter)
             self._stats["coalesced"] += 1
-            return
+            return True
         self._stats["forwarded"] += 1
         exchange = self._exchanges[key] = Exchange(key, waiter.query, self._resolvers.generation)
         exchange.waiters.append(waiter)
         if tcp:
             exchange.task = self._loop.create_task(self._by_tcp(exchange))
-            return
+            return True
         servers, together = self._resolvers.order(self._loop.time())
         exchange.queue.extend(servers * (ATTEMPTS if len(servers) == 1 else 2))
         self._try_next(exchange)
         if together and len(servers) > 1 and not self._is_over(exchange):
             self._try_next(exchange)
+        return True
 
     def received(self, attempt: Attempt, data: bytes) -> None:
         """A datagram on an attempt's socket."""
@@ -343,8 +345,6 @@ class Forwarder:
                 del self._clients[waiter.client]
         for waiter in exchange.waiters:
             waiter.deliver(message)
-        if self._told and self._waiting < MAX_PER_CLIENT // 2:
-            self._told = False
 
     def _close_attempt(self, attempt: Attempt) -> None:
         attempt.exchange.open.remove(attempt)
@@ -353,9 +353,7 @@ class Forwarder:
 
     def _overflow(self) -> None:
         self._stats["dropped"] += 1
-        if not self._told:
-            self._told = True
-            log.warning("%d DNS questions wait for an answer; more are dropped", self._waiting)
+        self._full.warn("%d DNS questions wait for an answer; more are dropped", self._waiting)
 
 
 def _without(exchange: Exchange, server: Server) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
 
     Handler = Callable[[bytes, bytes, Callable[[bytes], None]], bytes | None]
-    """handler(query, client's address, deliver): the answer, or None where `deliver` brings it later, or never."""
+    """handler(query, client's address, deliver): the answer, None where `deliver` will bring it, or nothing (b"") where
+    the message deserves none and the connection is better closed."""
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,9 @@ class Connection:
             self.last = self._server.now()
             self._pending += 1
             answer = self._server.handler(message, self.client, self._deliver)
+            if answer == b"":
+                self._server.ended(self, at_once=True)
+                return
             if answer is not None:
                 self._deliver(answer)
         self._arm()
