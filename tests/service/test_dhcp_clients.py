@@ -295,14 +295,14 @@ def expected_address(world: World) -> str:
         return str(other.lease()["ip"])
 
 
-def static_guest(world: World, address: str) -> None:
-    """A guest that has an address and says nothing."""
+def static_guest(world: World, address: str, mac: str = "52:54:00:aa:bb:09") -> None:
+    """A guest in the namespace `static` that has an address and says nothing."""
     ip = ("ip", "-n", "static")
     for command in (
         ("ip", "netns", "add", "static"),
         ("ip", "link", "add", "port2", "type", "veth", "peer", "name", "eth0", "netns", "static"),
         ("ip", "link", "set", "port2", "master", "vmnet0", "up"),
-        (*ip, "link", "set", "eth0", "up"),
+        (*ip, "link", "set", "eth0", "address", mac, "up"),
         (*ip, "addr", "add", f"{address}/24", "dev", "eth0"),
     ):
         world.run(world.here(*command))
@@ -355,6 +355,34 @@ def test_perfdhcp_a_hundred_exchanges_a_second_without_a_drop(world):
     assert [line for line in lines if line.startswith("non unique")] == ["non unique addresses: 0"] * 2
     sent = [int(line.split()[-1]) for line in lines if line.startswith("sent packets")]
     assert min(sent) > 250
+
+
+def test_a_flood_of_discovers_neither_starves_a_neighbour_nor_fills_memory(world):
+    need("busybox")
+    # The kernel's share of the defence, as the network's own firewall has it.
+    limit = "limit rate over 1000/second burst 1000 packets drop"
+    world.run(world.here("nft", f'add rule bridge marks prerouting iifname "port1" udp dport 67 {limit}'))
+    neighbour = "52:54:00:aa:bb:02"
+    static_guest(world, "192.168.64.250", mac=neighbour)
+    script, _ = world.hook()
+    before = resident(world.pid)
+    hostile = str(Path(__file__).with_name("dhcp_flood.py"))
+    with world.running(world.client(sys.executable, hostile, "eth0", "4")) as flood:
+        world.wait(lambda event: event.get("mac", "").startswith("52:66:"))
+        began = time.monotonic()
+        world.run(world.here("ip", "netns", "exec", "static", *UDHCPC, "-f", "-q", "-n", "-s", str(script)))
+        assert time.monotonic() - began < 1
+        assert flood.stdout is not None
+        assert int(flood.stdout.read()) > 5000
+    assert sum(event["took"] for event in world.events if event.get("mac") == neighbour) < 0.2
+    offers = sum(event.get("mac", "").startswith("52:66:") and event["type"] == dhcp4.OFFER for event in world.events)
+    assert 1000 < offers < 7000
+    assert resident(world.pid) - before < 8 << 20
+
+
+def resident(pid: int) -> int:
+    """Octets of a process in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.qemu

@@ -9,8 +9,7 @@ from ipaddress import IPv4Address
 from openvmnet.service.dhcp import DhcpServer
 from openvmnet.service.leases import LeaseBook
 from openvmnet.wire import dhcp4
-from tests.service.dhcp_guest import CONFIG, Guest, packed
-from tests.service.test_dhcp import NOW, World, small
+from tests.service.dhcp_guest import CONFIG, NOW, Guest, World, packed, small
 
 
 def leased(world: World, numbers: range, port: int | None) -> list[Guest]:

@@ -229,6 +229,8 @@ class DhcpServer:
         reply = dhcp4.reply_to(message, dhcp4.ACK)
         reply.ciaddr = message.ciaddr
         payload = self._options.answer(message, reply, lease_time=None, name="", fqdn=None)
+        if message.giaddr != ZERO:
+            return self._address(message, reply, payload)
         return Reply(_hardware(message), message.ciaddr, CLIENT_PORT, payload, raw=False)
 
     def _decline(self, message: Message, client: Client, lease: Lease | None, now: float) -> None:
