@@ -24,14 +24,16 @@ _MARK = 0x1000 + 900  # as the firewall marks the packets of port 900 and on
 class PluggedNetwork:
     """The product's network `name` in `world`, kept up by a held port; namespaces can be plugged into it."""
 
-    def __init__(self, world: World, name: str = "bench") -> None:
+    def __init__(self, world: World, name: str = "bench", *, ports: int = 1) -> None:
         self.name = name
         self._world = world
         # A shell that ignores its arguments holds the port; nothing else is needed of a VM here.
         program = ["sh", "-c", "exec sleep 100000", "sh"]
-        command = ["vmnet", "run", "--name", name, "--", *program, "-netdev", "vmnet-shared,id=n0"]
+        command = ["vmnet", "run", "--name", name, "--", *program]
+        for number in range(ports):
+            command += ["-netdev", f"vmnet-shared,id=n{number}"]
         self._holder = world.product(command, stdin=subprocess.DEVNULL)
-        self.record = self._await_record()
+        self.record = self._await_record(ports)
         self.inside = self._attach()
         self._guests: list[Namespace] = []
 
@@ -93,13 +95,13 @@ class PluggedNetwork:
         self._holder.wait()
         subprocess.run(["ip", "netns", "del", self._tag], check=True, timeout=30)
 
-    def _await_record(self) -> dict[str, Any]:
+    def _await_record(self, ports: int) -> dict[str, Any]:
         path = Path(self._world.runtime) / "openvmnet" / self.name / "network.json"
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             if path.exists():
                 record: dict[str, Any] = json.loads(path.read_bytes())
-                if record["ports"]:
+                if len(record["ports"]) == ports:
                     return record
             if self._holder.poll() is not None:
                 raise RuntimeError(f"vmnet run ended with {self._holder.returncode}")

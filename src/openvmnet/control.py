@@ -233,8 +233,8 @@ def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
         if not _same_addresses(spec, view):
             client.close()
             raise Conflict(
-                f"network '{name}' runs with start-address={view.gateway}, end-address={view.pool_end} in {view.subnet}, "
-                f"not with {spec.start_address}, {spec.end_address} and {spec.subnet_mask}",
+                f"network '{name}' runs with start-address={view.gateway}, end-address={view.pool_end} "
+                f"in {view.subnet}, not with {spec.start_address}, {spec.end_address} and {spec.subnet_mask}",
                 hint="give another --name, or the same addresses, or none",
             )
     return client

@@ -111,11 +111,17 @@ class Network:
         """Make it real; on an error everything made so far is unmade and the error goes on."""
         try:
             await self._engine.up()
+        except BaseException:
+            if self._before is None:  # nobody will ask this agent for anything again
+                self._engine.namespace.quit()
+            raise
+        try:
             self._closers.append(self._engine.down)
             self._engine.watch(self._lane, self._on_departure, self._on_agent_gone)
             self._start_uplink()
             await self._adopt()
             self._start_services()
+            self._crowd()
             self._slowpath.start()
         except BaseException:
             await self.down()
@@ -137,7 +143,7 @@ class Network:
         except BaseException:
             self._ports.pop(port.link, None)
             raise
-        self._slowpath.guests = len(self._ports)
+        self._crowd()
         self._dhcp.port_added(PORT_MARK + number)
         self._stay()
         self._save()
@@ -232,7 +238,7 @@ class Network:
         if not icmp.allowed():
             self.limits.append("guests cannot ping the outside: this host allows no ping sockets (see vmnet doctor)")
         self._owners = Owners(self._leased, self._resolved)
-        slowpath.owner = self._tcp.owner = self._udp.owner = self._owners.of
+        self._tcp.owner = self._udp.owner = self._owners.of
         slowpath.uplinks = {ip.TCP: self._tcp, ip.UDP: self._udp, ip.ICMP: self._icmp}
 
     def _start_services(self) -> None:
@@ -269,6 +275,12 @@ class Network:
         self._dns.start()
         self._closers.append(self._dns.close)
 
+    def _crowd(self) -> None:
+        """Guests share the process's time while there are several."""
+        for budget in (self._slowpath.budget, self._dns.budget):
+            budget.crowded = len(self._ports) > 1
+            budget.owner = self._owners.of
+
     def _leased(self, address: bytes) -> int | None:
         lease = self._dhcp.leases.by_ip(IPv4Address(address))
         return lease.port if lease is not None else None
@@ -290,7 +302,6 @@ class Network:
             self._ports[link] = port
             self._next = max(self._next, number + 1)
             await self._engine.adopt(link, isolated=port.isolated)
-        self._slowpath.guests = len(self._ports)
         self.news.append(
             f"the network's process {before.pid} had died; process {os.getpid()} took over "
             f"with {len(self._ports)} of its {len(before.ports)} ports, and their open connections were lost"
@@ -329,7 +340,7 @@ class Network:
             packed = socket.inet_aton(address)
             for uplink in (self._tcp, self._udp, self._icmp):
                 uplink.forget_guest(packed)
-        self._slowpath.guests = len(self._ports)
+        self._crowd()
         self._save()
         self._spawn(self._engine.unplug(link))
         self._consider_end(self._linger)

@@ -60,8 +60,3 @@ class Owners:
     def forget(self) -> None:
         """A port is gone: look anew."""
         self._known.clear()
-
-
-def by_address(address: bytes) -> int:
-    """For a network without ports that are known: each address is an owner of its own."""
-    return int.from_bytes(address, "big")

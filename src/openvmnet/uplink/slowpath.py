@@ -13,25 +13,21 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from typing import TYPE_CHECKING, Protocol
 
+from openvmnet.budget import Budget
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
-from openvmnet.uplink.owner import by_address
 from openvmnet.wire import ip
 from openvmnet.wire.fragments import Reassembly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from openvmnet.kernel.loop import Lane
 
 log = logging.getLogger(__name__)
 
 PACKETS = 64  # taken in one turn
-WINDOW = 0.1  # s
-SHARE = 0.4  # of a window, for one guest's openings while there are others
+SHARE = 0.4  # of the thread's time, for one port's openings while there are others
 _LARGEST = 65536
 
 
@@ -49,11 +45,8 @@ class SlowPath:
         self._lane = lane
         self._tun = tun
         self._fragments = Reassembly()
-        self._spent: dict[int, float] = {}
-        self._window = 0.0
         self.uplinks: dict[int, Uplink] = {}
-        self.guests = 1  # plugged now; set by the network
-        self.owner: Callable[[bytes], int] = by_address  # whose budget a source address spends; set by the network
+        self.budget = Budget(SHARE)
         self.counters = {
             "slowpath_packets": 0,
             "slowpath_malformed": 0,
@@ -78,29 +71,20 @@ class SlowPath:
         os.close(self._tun)
 
     def _on_packets(self, _: int) -> None:
-        now = time.monotonic()
-        if now - self._window > WINDOW:
-            self._window = now
-            self._spent.clear()
-        allowance = WINDOW * (SHARE if self.guests > 1 else 1000)
-        spent = self._spent
-        # Processor time: on a busy machine, time that others had would be charged to the guest.
-        now = time.thread_time()
+        budget = self.budget
+        budget.begin()
         for _ in range(PACKETS):
             try:
                 packet = os.read(self._tun, _LARGEST)
             except BlockingIOError:
                 return
             self.counters["slowpath_packets"] += 1
-            owner = self.owner(packet[12:16])
-            used = spent.get(owner, 0.0)
-            if used > allowance:
+            owner = budget.owner(packet[12:16])
+            if not budget.allows(owner):
                 self.counters["slowpath_over_budget"] += 1
                 continue
             self._dispatch(packet)
-            after = time.thread_time()
-            spent[owner] = used + after - now
-            now = after
+            budget.charge(owner)
 
     def _dispatch(self, packet: bytes) -> None:
         try:

@@ -31,10 +31,10 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from openvmnet.budget import by_address
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
 from openvmnet.notice import Notice
-from openvmnet.uplink.owner import by_address
 from openvmnet.uplink.pipes import PipePool
 from openvmnet.uplink.pump import EVENTS, Flow
 from openvmnet.wire import ip

@@ -28,12 +28,12 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from openvmnet.budget import by_address
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.kernel.mmsg import Batch
 from openvmnet.notice import Notice
 from openvmnet.uplink import hosterror
-from openvmnet.uplink.owner import by_address
 from openvmnet.wire import ip
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ maps its caller to root inside, and then answers on a SOCK_SEQPACKET unix socket
     {"op": "links"}                                                       names of the links that are there
     {"op": "quit"}                                                        the network is over
 
-An answer is {"ok": true, ...} with descriptors beside it (SCM_RIGHTS), or {"error": "...", "errno": N}.
+An answer is {"ok": true, ...} with descriptors beside it (SCM_RIGHTS), or {"error": "...", "errno": N}. It bears the
+"id" of its request, so that one that comes after its asker has given up is not taken for the answer to the next.
 A socket or TAP keeps the namespace it was made in, whoever holds it: so the network process, which has the outside,
 uses the sockets, and the agent, which has the privileges, touches no packet.
 
@@ -86,6 +87,7 @@ def _main(path: str, ready: int) -> None:
         os.umask(0o077)
         listener.bind(path)
         listener.listen(4)
+        own = os.stat(path)
         _drop_descriptors({ready, listener.fileno()})
     except OSError as error:
         os.write(ready, f"{error.errno} {error.strerror}".encode())
@@ -96,7 +98,8 @@ def _main(path: str, ready: int) -> None:
         _serve(listener)
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            if os.path.samestat(os.stat(path), own):  # the next network of the name may have an agent there by now
+                os.unlink(path)
 
 
 def _enter_namespaces() -> None:
@@ -133,7 +136,10 @@ def _serve(listener: socket.socket) -> None:
         lonely = 0 if clients or events or _guests() else lonely + 1
         for fd, _ in events:
             if fd == listener.fileno():
-                client, _ = listener.accept()
+                try:
+                    client, _ = listener.accept()
+                except OSError:  # it has gone again, or there are no more descriptors
+                    continue
                 # A mapped uid other than 0 is another user's; the directory's mode keeps those out already.
                 if struct.unpack("=iii", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != 0:
                     client.close()
@@ -158,6 +164,7 @@ def _answer(client: socket.socket) -> bool:
     if not data:
         return False
     fds: list[int] = []
+    request: Any = None
     try:
         request = json.loads(data)
         if request["op"] == "quit":
@@ -167,8 +174,9 @@ def _answer(client: socket.socket) -> bool:
         reply["ok"] = True
     except OSError as error:
         reply = {"error": error.strerror or str(error), "errno": error.errno or errno.EIO}
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - the guests' way out hangs on this process: a bad request must not end it
         reply = {"error": f"not a request: {error!r}", "errno": errno.EINVAL}
+    reply["id"] = request.get("id") if isinstance(request, dict) else None
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
         client.sendmsg([json.dumps(reply).encode()], rights)
@@ -221,9 +229,12 @@ def _run(request: dict[str, Any]) -> _Reply:
     argv = request["argv"]
     if argv[0] not in _PROGRAMS:
         raise ValueError(f"{argv[0]} is none of {', '.join(_PROGRAMS)}")
-    done = subprocess.run(
-        argv, input=request.get("input", ""), capture_output=True, text=True, check=False, env={"PATH": _PATH}
-    )
+    try:
+        done = subprocess.run(
+            argv, input=request.get("input", ""), capture_output=True, text=True, check=False, env={"PATH": _PATH}
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"{argv[0]}: {error.strerror}") from error
     return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}, []
 
 

@@ -113,13 +113,19 @@ class LinuxEngine:
     async def adopt(self, link: str, *, isolated: bool) -> None:
         """Put `link` on the bridge and into the rules."""
         await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.mtu, isolated=isolated))
-        await self.namespace.run(["nft", "-f", "-"], firewall.add_port(link, _number(link), isolated=isolated))
         self._isolated[link] = isolated
+        text = firewall.add_port(link, _number(link), isolated=isolated)
+        try:
+            await self.namespace.run(["nft", "-f", "-"], text + firewall.crowd(crowded=len(self._isolated) > 1))
+        except BaseException:
+            del self._isolated[link]
+            raise
 
     async def unplug(self, link: str) -> None:
         """Take a departed port out of the rules."""
         isolated = self._isolated.pop(link, False)
-        await self.namespace.run(["nft", "-f", "-"], firewall.remove_port(link, _number(link), isolated=isolated))
+        text = firewall.remove_port(link, _number(link), isolated=isolated)
+        await self.namespace.run(["nft", "-f", "-"], text + firewall.crowd(crowded=len(self._isolated) > 1))
 
     def transparent(self) -> int:
         """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""

@@ -45,6 +45,8 @@ PORT_MARK = 0x1000
 # second; the slow path bears about ten times that, and the limit has to keep one guest from taking all of it.
 OPENINGS = 10000
 DHCP_RATE = 1000
+BROADCASTS = 2000  # frames that every other port gets too: storm control, as switches have it
+QUERIES = 10000  # to the gateway's name server, while there are several ports
 ARP_RATE = 500
 
 # Destinations that are nowhere, or this host itself: RFC 6890. The kernel takes 0.0.0.0 for "this host" (inet(7)).
@@ -63,13 +65,16 @@ delete table bridge vmnet
 table bridge vmnet {{
   map marks {{ type ifname : mark; }}
   set isolated {{ type ifname; }}
-  set arps {{ type ifname; size 256; flags dynamic,timeout; timeout 1m; }}
+  set arps {{ type ifname; size 1024; flags dynamic,timeout; timeout 1m; }}
+  set storms {{ type ifname; size 1024; flags dynamic,timeout; timeout 1m; }}
   counter spoofed {{ }}
   counter isolation {{ }}
+  counter storm {{ }}
   chain prerouting {{
     type filter hook prerouting priority filter; policy accept;
     iifname "{BRIDGE}" accept
     meta mark set iifname map @marks
+    meta pkttype broadcast update @storms {{ iifname {_limit(BROADCASTS)} }} counter name storm drop
     ether saddr {mac} counter name spoofed drop
     meta protocol {{ 8021q, 8021ad }} counter name spoofed drop
     meta protocol arp jump guard_arp
@@ -108,6 +113,7 @@ delete table ip vmnet
 table ip vmnet {{
   set openings {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set dhcp {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
+  set queries {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   counter limited {{ }}
   counter refused {{ }}
   counter unsupported {{ }}
@@ -118,6 +124,7 @@ table ip vmnet {{
     iifname "{UPLINK}" ip saddr {network} meta l4proto tcp {intercept}
     iifname != "{BRIDGE}" accept
     udp dport 67 jump dhcp
+    udp dport 53 jump crowded
     ip daddr {{ {network}, 255.255.255.255 }} accept
     ip saddr != {network} counter name refused drop
     ip daddr {{ {NEVER} }} jump refuse
@@ -129,6 +136,7 @@ table ip vmnet {{
     meta l4proto icmp icmp type != echo-request counter name unsupported drop
     jump opening
   }}
+  chain crowded {{ }}
   chain dhcp {{
     update @dhcp {{ meta mark {_limit(DHCP_RATE)} }} counter name limited drop
   }}
@@ -165,6 +173,15 @@ def add_port(link: str, number: int, *, isolated: bool) -> str:
     text = f'add element bridge vmnet marks {{ "{link}" : {PORT_MARK + number} }}\n'
     if isolated:
         text += f'add element bridge vmnet isolated {{ "{link}" }}\n'
+    return text
+
+
+def crowd(*, crowded: bool) -> str:
+    """What is limited only while several guests share the network: questions to the name server."""
+    text = "flush chain ip vmnet crowded\n"
+    if crowded:
+        limit = f"update @queries {{ meta mark {_limit(QUERIES)} }}"
+        text += f"add rule ip vmnet crowded {limit} counter name limited drop\n"
     return text
 
 

@@ -50,6 +50,7 @@ class Namespace:
         self._slow = _connect(path)
         self._slow.setblocking(False)
         self._lock = asyncio.Lock()
+        self._serial = 0
 
     def watch_fd(self) -> int:
         """A descriptor that becomes readable when the agent dies, and at no other time outside a request."""
@@ -57,9 +58,14 @@ class Namespace:
 
     def request(self, op: str, **values: object) -> Reply:
         """One round trip, blocking."""
+        serial, request = self._request(op, values)
         try:
-            self._quick.send(json.dumps({"op": op, **values}).encode())
-            return _reply(op, *_receive(self._quick))
+            self._quick.send(request)
+            while True:
+                data, fds = _receive(self._quick)
+                reply = _reply(op, serial, data, fds)
+                if reply is not None:
+                    return reply
         except TimeoutError as error:
             raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
 
@@ -67,16 +73,25 @@ class Namespace:
         """One round trip, while the loop goes on."""
         loop = asyncio.get_running_loop()
         async with self._lock:
-            await loop.sock_sendall(self._slow, json.dumps({"op": op, **values}).encode())
-            readable: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(self._slow, _resolve, readable)
-            try:
-                await asyncio.wait_for(readable, _TIMEOUT)
-            except TimeoutError as error:
-                raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
-            finally:
-                loop.remove_reader(self._slow)
-            return _reply(op, *_receive(self._slow))
+            serial, request = self._request(op, values)
+            await loop.sock_sendall(self._slow, request)
+            while True:
+                readable: asyncio.Future[None] = loop.create_future()
+                loop.add_reader(self._slow, _resolve, readable)
+                try:
+                    await asyncio.wait_for(readable, _TIMEOUT)
+                except TimeoutError as error:
+                    raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
+                finally:
+                    loop.remove_reader(self._slow)
+                data, fds = _receive(self._slow)
+                reply = _reply(op, serial, data, fds)
+                if reply is not None:
+                    return reply
+
+    def _request(self, op: str, values: dict[str, object]) -> tuple[int, bytes]:
+        self._serial += 1
+        return self._serial, json.dumps({"op": op, "id": self._serial, **values}).encode()
 
     def sockets(
         self,
@@ -145,10 +160,15 @@ def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def _reply(op: str, data: bytes, fds: list[int]) -> Reply:
+def _reply(op: str, serial: int, data: bytes, fds: list[int]) -> Reply | None:
+    """The answer to request `serial`; None for a late one to a request that was given up."""
     if not data:
         raise HostError(f"the agent is gone; it was asked for '{op}'")
     values = json.loads(data)
+    if values.get("id") != serial:
+        for fd in fds:
+            os.close(fd)
+        return None
     if "error" in values:
         raise _explain(OSError(values["errno"], f"{op}: {values['error']}"))
     return Reply(values, fds)
@@ -169,6 +189,12 @@ def _explain(error: OSError) -> HostError:
     if what.startswith(("tap", "tun")) and error.errno in (errno.EACCES, errno.ENOENT, errno.EPERM):
         return MissingFeature(
             f"/dev/net/tun cannot be opened by {_who()}: {what}", hint="sudo modprobe tun; sudo chmod 0666 /dev/net/tun"
+        )
+    if what.startswith("run") and error.errno in (errno.EACCES, errno.ENOENT):
+        program = what.removeprefix("run: ")
+        return MissingFeature(
+            f"a program that every network needs cannot be run: {program}",
+            hint="sudo apt-get install iproute2 nftables",
         )
     return HostError(f"the agent could not do '{what}'")
 

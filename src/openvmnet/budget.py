@@ -1,0 +1,64 @@
+"""Processor time of the one thread that serves everybody, shared among the guests who make it work.
+
+What a guest can ask for at will (opening flows, names that have to be looked up) has a budget. While it is *crowded*,
+which is while more than one guest is plugged, one owner may spend `share` of each window; what it asks for beyond that
+is dropped before anything is done for it, as on a congested link, and counted by who drops it. A guest that is alone
+may take what there is.
+
+It is processor time, not time: on a busy machine, what other processes had would be charged to the guest.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WINDOW = 0.1  # s
+
+
+def by_address(address: bytes) -> int:
+    """For a network without ports that are known: each address is an owner of its own."""
+    return int.from_bytes(address, "big")
+
+
+class Budget:
+    """At most `share` of each window for one owner. `owner` tells whose a guest's address (4 octets) is."""
+
+    __slots__ = ("_allowance", "_cpu", "_since", "_spent", "_wall", "_window", "crowded", "owner")
+
+    def __init__(
+        self,
+        share: float,
+        *,
+        cpu: Callable[[], float] = time.thread_time,
+        wall: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.crowded = False
+        self.owner: Callable[[bytes], int] = by_address
+        self._allowance = WINDOW * share
+        self._cpu = cpu
+        self._wall = wall
+        self._spent: dict[int, float] = {}
+        self._window = 0.0
+        self._since = 0.0
+
+    def begin(self) -> None:
+        """A turn begins: what is charged next counts from here."""
+        now = self._wall()
+        if now - self._window > WINDOW:
+            self._window = now
+            self._spent.clear()
+        self._since = self._cpu()
+
+    def allows(self, owner: int) -> bool:
+        """Whether `owner` has anything left in this window."""
+        return not self.crowded or self._spent.get(owner, 0.0) <= self._allowance
+
+    def charge(self, owner: int) -> None:
+        """What was done since `begin()` or the last charge was done for `owner`."""
+        now = self._cpu()
+        self._spent[owner] = self._spent.get(owner, 0.0) + now - self._since
+        self._since = now

@@ -1,0 +1,44 @@
+"""One owner's share of a window, and a new window."""
+
+from __future__ import annotations
+
+from openvmnet.budget import WINDOW, Budget, by_address
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_share_of_a_window() -> None:
+    cpu, wall = Clock(), Clock()
+    wall.now = 50.0
+    budget = Budget(0.4, cpu=cpu, wall=wall)
+    budget.crowded = True
+    budget.begin()
+    for _ in range(5):
+        assert budget.allows(1)
+        cpu.now += WINDOW / 10
+        budget.charge(1)
+    assert not budget.allows(1)
+    assert budget.allows(2)
+    budget.begin()
+    assert not budget.allows(1)  # a new turn is not a new window
+    wall.now += WINDOW * 1.01
+    budget.begin()
+    assert budget.allows(1)
+
+
+def test_alone_there_is_no_limit() -> None:
+    cpu = Clock()
+    budget = Budget(0.1, cpu=cpu, wall=Clock())
+    budget.begin()
+    cpu.now += 10
+    budget.charge(1)
+    assert budget.allows(1)
+
+
+def test_by_address_tells_addresses_apart() -> None:
+    assert by_address(b"\1\2\3\4") != by_address(b"\1\2\3\5")
