@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from lab.netns import Namespace
 
 if TYPE_CHECKING:
+    from lab.netns import Namespace
     from lab.world import World
 
 _MARK = 0x1000 + 900  # as the firewall marks the packets of port 900 and on
