@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-
 if TYPE_CHECKING:
     from lab.netns import Namespace
     from lab.world import World
