@@ -24,8 +24,8 @@ from openvmnet.service.leases import LeaseBook
 from openvmnet.wire import dhcp4
 
 GATEWAY_MAC = bytes.fromhex("525400000001")
-PORT = 7
-"""The mark that the firewall of this world gives to what comes from the client's port."""
+PORT, STATIC_PORT = 7, 8
+"""The marks that the firewall of this world gives to what comes from port1, the client's, and from port2."""
 
 CONFIG = DhcpConfig(
     gateway=IPv4Address("192.168.64.1"),
@@ -73,6 +73,7 @@ def build(gateway: str = "192.168.64.1/24") -> None:
             chain prerouting {{
                 type filter hook prerouting priority -300;
                 iifname "port1" meta mark set {PORT};
+                iifname "port2" meta mark set {STATIC_PORT};
             }}
         }}""",
     )
@@ -123,6 +124,7 @@ class Recorder(DhcpService):
                 {"ip": str(lease.ip), "mac": lease.mac.hex(":"), "name": lease.hostname, "port": lease.port}
                 for lease in self.server.leases
             ],
+            "in_use": {str(IPv4Address(ip)): known.port for ip, known in self.server.pool._conflicts.items()},
         }
         print(json.dumps(event | more), flush=True)
 

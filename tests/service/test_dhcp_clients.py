@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from openvmnet.wire import dhcp4
-from tests.service.dhcp_world import PORT
+from tests.service.dhcp_world import PORT, STATIC_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -282,7 +282,10 @@ def test_an_address_that_arp_shows_in_use_is_not_offered(world):
     world.run(world.here("ip", "netns", "exec", "static", "busybox", "ping", "-c1", "-W2", "192.168.64.1"))
     script, _ = world.hook()
     world.run(world.client(*UDHCPC, "-f", "-q", "-n", "-s", str(script)))
-    assert world.exchange()[-1]["ip"] != guess
+    ack = world.exchange()[-1]
+    assert ack["ip"] != guess
+    # The packet socket tells the port too.
+    assert ack["in_use"] == {guess: STATIC_PORT}
 
 
 def expected_address(world: World) -> str:

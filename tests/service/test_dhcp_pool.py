@@ -53,6 +53,12 @@ def test_one_port_may_take_the_whole_pool_while_it_is_alone():
     assert len(leased(ported(small(41), 1), range(60), 1)) == 40
 
 
+def test_leases_of_unknown_ports_are_no_second_port():
+    world = small(41)
+    leased(world, range(100, 102), None)
+    assert len(leased(world, range(60), 1)) == 38
+
+
 def test_one_port_may_take_half_of_the_pool_when_there_are_two():
     world = ported(small(41), 1, 2)
     assert len(leased(world, range(60), 1)) == 20

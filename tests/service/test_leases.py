@@ -63,6 +63,16 @@ def test_a_lease_is_found_by_mac_address_and_name(clock):
     assert book.by_mac(MAC_B) is book.by_ip(ip(3)) is book.by_name("db") is book.name_of(ip(3)) is None
 
 
+def test_a_lease_under_a_neighbours_mac_is_not_taken_for_the_neighbours(clock):
+    book = LeaseBook(clock=clock)
+    own = give(book, 2, port=1)
+    forged = give(book, 3, client_id=b"\xffforged", port=2)
+    assert book.by_mac(MAC_A) is forged
+    assert book.by_mac(MAC_A, 1) is own
+    assert book.by_mac(MAC_A, 2) is forged
+    assert book.by_mac(MAC_A, 3) is None
+
+
 def test_an_expired_lease_is_remembered_but_not_found(clock):
     book = LeaseBook(clock=clock)
     lease = give(book, 2, name="web")

@@ -267,7 +267,7 @@ class Pool:
         """How many ports share the pool: those plugged in, or, where nobody says, those that hold leases."""
         if self.ports:
             return len(self.ports)
-        return len({*self._book.ports(), port})
+        return len({*self._book.ports(), port} - {None}) or 1
 
     def _conflicting(self, address: int, mac: bytes, now: float) -> bool:
         conflict = self._conflicts.get(address)

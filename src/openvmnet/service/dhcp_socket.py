@@ -82,10 +82,9 @@ class DhcpService:
         """Serve from now on; called on the running loop."""
         for sock in self._sockets():
             sock.setblocking(False)
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, SO_RCVMARK, 1)
-            except OSError as error:
-                log.info("the kernel does not tell which port a datagram came through (SO_RCVMARK): %s", error)
+        for receiving in (self._udp, self._arp):
+            if receiving is not None:
+                _ask_for_mark(receiving)
         self._lane.watch(self._udp.fileno(), READ, self._on_udp)
         if self._arp is not None:
             self._lane.watch(self._arp.fileno(), READ, self._on_arp)
@@ -187,6 +186,15 @@ class DhcpService:
     def _kick(self) -> None:
         self._kick_pending = False
         self._committer.kick()
+
+
+def _ask_for_mark(sock: socket.socket) -> None:
+    """Have the kernel tell each packet's mark; who made the socket may have done so already, with more rights."""
+    try:
+        if not sock.getsockopt(socket.SOL_SOCKET, SO_RCVMARK):
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVMARK, 1)
+    except OSError as error:
+        log.info("DHCP does not learn which port a packet came through (SO_RCVMARK, Linux 5.19): %s", error)
 
 
 def _port(ancillary: list[tuple[int, int, bytes]]) -> int | None:

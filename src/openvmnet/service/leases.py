@@ -121,11 +121,14 @@ class LeaseBook:
 
     # What others ask.
 
-    def by_mac(self, mac: bytes) -> Lease | None:
-        """The active lease of a MAC; the latest where it has several (one per client identifier)."""
+    def by_mac(self, mac: bytes, port: int | None = None) -> Lease | None:
+        """The active lease of a MAC; the latest where it has several (one per client identifier).
+
+        With `port`, none that came through another port: a hostile guest may lease under its neighbour's MAC.
+        """
         now = self._clock()
         for lease in reversed(self._index.get(b"m" + mac, {}).values()):
-            if lease.expires > now:
+            if lease.expires > now and (port is None or lease.port is None or lease.port == port):
                 return lease
         return None
 
