@@ -81,11 +81,14 @@ def neighbours(sock: socket.socket) -> list[Neighbour]:
 
 
 def departures(data: bytes) -> list[str]:
-    """The names of links that went away, from what a socket in GROUP_LINK received."""
+    """The names of links that went away, from what a socket in GROUP_LINK received.
+
+    A link that only leaves its bridge is told of by the same message, with family AF_BRIDGE; it is still there.
+    """
     return [
         _text(_attributes(body, _LINK.size).get(_IFLA_IFNAME, b""))
         for kind, body in _messages(data)
-        if kind == _DELLINK
+        if kind == _DELLINK and len(body) >= _LINK.size and body[0] == socket.AF_UNSPEC
     ]
 
 

@@ -29,6 +29,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from openvmnet.budget import by_address
+from openvmnet.errors import HostError
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.kernel.mmsg import Batch
@@ -275,7 +276,7 @@ class UdpUplink:
             flow = UdpFlow(self, key, packet, header, guest, host, self.owner(header.src))
             self._lane.watch(guest, READ, flow.on_guest)
             self._lane.watch(host, READ, flow.on_host)
-        except OSError as error:
+        except (OSError, HostError) as error:
             for fd in (guest, host):
                 if fd >= 0:
                     self._lane.forget(fd)
@@ -331,8 +332,8 @@ class UdpUplink:
         if not flow.fragments:
             sockets.set_option(flow.host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DO)
 
-    def _refuse(self, packet: bytes, header: ip.Header, error: OSError) -> None:
-        code = hosterror.UNREACHABLE.get(error.errno or 0)
+    def _refuse(self, packet: bytes, header: ip.Header, error: OSError | HostError) -> None:
+        code = hosterror.UNREACHABLE.get(error.errno or 0) if isinstance(error, OSError) else None
         if code is not None:
             self.counters["udp_errors"] += 1
             self._write(ip.build_error(header.dst, packet, ip.UNREACHABLE, code))

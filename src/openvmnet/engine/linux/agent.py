@@ -48,6 +48,7 @@ _IFF_TUN, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x0002, 0x1000, 0x4000
 _MESSAGE = 1 << 18  # octets; the longest request is a ruleset of some kilobytes
 _ORPHAN_POLL = 500  # ms between looks for guests while no network process is connected
 _ORPHAN_GRACE = 6  # looks without a guest and without a network process before the agent ends
+_SOCKETS = 64  # of one request; SCM_RIGHTS carries up to 253
 _PROGRAMS = ("ip", "nft")
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -90,7 +91,7 @@ def _main(path: str, ready: int) -> None:
         own = os.stat(path)
         _drop_descriptors({ready, listener.fileno()})
     except OSError as error:
-        os.write(ready, f"{error.errno} {error.strerror}".encode())
+        os.write(ready, f"{error.errno} {error.strerror or error}".encode())
         return
     os.write(ready, b"ok")
     os.close(ready)
@@ -193,8 +194,11 @@ _Reply = tuple[dict[str, Any], list[int]]
 
 def _socket(request: dict[str, Any]) -> _Reply:
     fds: list[int] = []
+    count = request.get("count", 1)
+    if not 1 <= count <= _SOCKETS:
+        raise ValueError(f"{count} sockets at once; 1 to {_SOCKETS} would be right")
     try:
-        for _ in range(request.get("count", 1)):
+        for _ in range(count):
             sock = socket.socket(request["family"], request["type"], request.get("protocol", 0))
             fds.append(sock.detach())
             with socket.socket(fileno=os.dup(fds[-1])) as view:

@@ -7,7 +7,6 @@ no pid is watched, and a VM that forks (`-daemonize`) or an aborted `vmnet run` 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -62,7 +61,7 @@ class LinuxEngine:
             subnet = self.subnet
             text = links.bridge(subnet.gateway, subnet.network.prefixlen, self.mac, self.mtu)
             await self.namespace.run(["ip", "-batch", "-"], text)
-        self.adopted = [name for name in present if name.startswith(PORT_PREFIX) and name[2:].isdigit()]
+        self.adopted = [name for name in present if _is_port(name)]
         self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
         await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
         await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
@@ -86,10 +85,16 @@ class LinuxEngine:
         """Tell of ports whose VM has gone, and of the agent's death."""
 
         def events(_: int) -> None:
-            with contextlib.suppress(BlockingIOError):
+            gone: list[str] = []
+            try:
                 while True:
-                    for name in netlink.departures(self._events.recv(_NETLINK_BUFFER)):
-                        on_departure(name)
+                    gone += netlink.departures(self._events.recv(_NETLINK_BUFFER))
+            except BlockingIOError:
+                pass
+            except OSError:  # ENOBUFS, netlink(7): more happened than the buffer holds, so look at what is left
+                gone += self._isolated.keys() - self.links().keys()
+            for name in gone:
+                on_departure(name)
 
         def gone(_: int) -> None:
             lane.forget(self.namespace.watch_fd())
@@ -174,7 +179,7 @@ class LinuxEngine:
 
     def links(self) -> dict[str, netlink.Link]:
         """The guests' links with their counters, by name."""
-        return {link.name: link for link in netlink.links(self._netlink) if link.name.startswith(PORT_PREFIX)}
+        return {link.name: link for link in netlink.links(self._netlink) if _is_port(link.name)}
 
     def neighbours(self) -> list[netlink.Neighbour]:
         """The guests' addresses and MACs that the namespace has resolved."""
@@ -195,6 +200,10 @@ class LinuxEngine:
             os.close(fd)
         self._pool.clear()
         self.namespace.quit()
+
+
+def _is_port(link: str) -> bool:
+    return link.startswith(PORT_PREFIX) and link.removeprefix(PORT_PREFIX).isdigit()
 
 
 def _number(link: str) -> int:

@@ -68,6 +68,8 @@ class Namespace:
                     return reply
         except TimeoutError as error:
             raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
+        except OSError as error:
+            raise HostError(f"the agent is gone; it was asked for '{op}'") from error
 
     async def ask(self, op: str, **values: object) -> Reply:
         """One round trip, while the loop goes on."""
