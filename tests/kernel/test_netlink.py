@@ -66,6 +66,10 @@ def test_departures_are_the_links_that_went():
     assert netlink.departures(data) == ["vm3", "vm15"]
 
 
+def test_a_link_that_leaves_its_bridge_has_not_departed():
+    assert netlink.departures(message(17, link_body(b"vm3", family=socket.AF_BRIDGE))) == []
+
+
 @given(st.binary(max_size=300))
 def test_departures_of_any_bytes(data):
     assert all(isinstance(name, str) for name in netlink.departures(data))
