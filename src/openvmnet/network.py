@@ -54,7 +54,7 @@ MTU = 1500
 PORTS = 1000  # of one network; a bridge has at most 1,024
 _SWEEP = 5.0  # s between looks for idle flows
 _GRACE = 10.0  # s that a network without any port yet waits for its first
-_SPARE_FILES = 512  # descriptors that are not flows
+_SPARE_FILES = 2500  # descriptors that are no flows: DNS with silent upstreams needs most of them
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -157,7 +157,7 @@ class Network:
         neighbours = {one.mac: one.address for one in self._engine.neighbours()}
         ports = []
         for port in self._ports.values():
-            lease = book.by_mac(bytes.fromhex(port.mac.replace(":", "")))
+            lease = book.by_mac(bytes.fromhex(port.mac.replace(":", "")), PORT_MARK + port.number)
             link = links.get(port.link)
             ports.append(
                 control.PortView(
@@ -218,7 +218,8 @@ class Network:
 
     def _start_uplink(self) -> None:
         loop = asyncio.get_running_loop()
-        flows = _descriptors() - _SPARE_FILES
+        files = _descriptors()
+        flows = files - min(_SPARE_FILES, files // 4)
         tcp_limit, udp_limit = flows * 3 // 4 // 2, min(4096, flows // 5 // 2)  # two descriptors each
         self._slowpath = slowpath = SlowPath(self._lane, self._engine.tun)
         self._closers.append(slowpath.close)

@@ -153,18 +153,9 @@ class LinuxEngine:
             (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE),
             (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
         ]
-        try:
-            marked = [*options, (socket.SOL_SOCKET, _SO_RCVMARK, 1)]
-            (udp,) = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=marked, bind=gateway)
-        except HostError as error:
-            cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in (errno.ENOPROTOOPT, errno.EPERM):
-                raise
-            (udp,) = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=options, bind=gateway)
+        udp = self._marked(socket.AF_INET, socket.SOCK_DGRAM, 0, options, gateway)
         (raw,) = self.namespace.sockets(socket.AF_PACKET, socket.SOCK_RAW, 0, bind=(BRIDGE, 0))
-        (arp,) = self.namespace.sockets(
-            socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP), bind=(BRIDGE, _ETH_P_ARP)
-        )
+        arp = self._marked(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP), [], (BRIDGE, _ETH_P_ARP))
         return udp, raw, arp
 
     def dns_sockets(self) -> tuple[socket.socket, socket.socket]:
@@ -176,6 +167,25 @@ class LinuxEngine:
             socket.AF_INET, socket.SOCK_STREAM, options=list(reuse[:1]), bind=where, listen=128
         )
         return udp, tcp
+
+    def _marked(
+        self,
+        family: int,
+        kind: int,
+        protocol: int,
+        options: list[tuple[int, int, int | str]],
+        bind: tuple[str | int, ...],
+    ) -> socket.socket:
+        """A socket that tells with each packet which port it came through, where the kernel can."""
+        try:
+            marked = [*options, (socket.SOL_SOCKET, _SO_RCVMARK, 1)]
+            (sock,) = self.namespace.sockets(family, kind, protocol, options=marked, bind=bind)
+        except HostError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in (errno.ENOPROTOOPT, errno.EPERM):
+                raise
+            (sock,) = self.namespace.sockets(family, kind, protocol, options=options, bind=bind)
+        return sock
 
     def links(self) -> dict[str, netlink.Link]:
         """The guests' links with their counters, by name."""

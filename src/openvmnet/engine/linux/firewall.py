@@ -90,11 +90,13 @@ table bridge vmnet {{
     ip saddr {gateway} counter name spoofed drop
     ip saddr 127.0.0.0/8 counter name spoofed drop
     ip daddr 127.0.0.0/8 counter name spoofed drop
-    udp sport 67 counter name spoofed drop
+    udp dport 68 counter name spoofed drop
+    udp sport 67 udp dport != 67 counter name spoofed drop
   }}
   chain guard_ip6 {{
     meta protocol ip6 icmpv6 type nd-router-advert counter name spoofed drop
-    udp sport 547 counter name spoofed drop
+    udp dport 546 counter name spoofed drop
+    udp sport 547 udp dport != 547 counter name spoofed drop
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
