@@ -60,7 +60,14 @@ class ControlServer:
                 client.setblocking(False)
                 task = asyncio.get_running_loop().create_task(self._serve(client))
                 self._clients.add(task)
-                task.add_done_callback(self._clients.discard)
+                task.add_done_callback(self._hung_up)
+        if len(self._clients) >= _CLIENTS:  # who waits now would keep the loop turning
+            asyncio.get_running_loop().remove_reader(self._listener)
+
+    def _hung_up(self, task: asyncio.Task[None]) -> None:
+        self._clients.discard(task)
+        if self._listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def _serve(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()

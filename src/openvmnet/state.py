@@ -108,7 +108,13 @@ def _from_text(kind: type, value: object) -> object:
 
 
 def _private(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"{path} cannot be made: {error.strerror}",
+            hint="set XDG_RUNTIME_DIR and XDG_STATE_HOME to directories of yours",
+        ) from error
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise HostError(
