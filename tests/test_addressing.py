@@ -1,0 +1,142 @@
+"""Which addresses a network gets, with a host's routes and other networks in the way."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+import msgspec
+import pytest
+
+from openvmnet import addressing, netdev, state
+from openvmnet.control import Spec
+from openvmnet.errors import Conflict, HostError, OptionError
+from openvmnet.netdev import Subnet
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """The host's routes, to be changed by the test."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    routes: list[IPv4Network] = []
+    monkeypatch.setattr(addressing, "_routes", lambda: routes)
+    return routes
+
+
+def given(start: str, end: str, *, force: bool = False) -> Spec:
+    return Spec(start_address=start, end_address=end, subnet_mask="255.255.255.0", force=force)
+
+
+def running(name: str, third: int) -> None:
+    """Another network that runs."""
+    subnet = Subnet.from_options(f"192.168.{third}.1", f"192.168.{third}.254", "255.255.255.0")
+    state.write(state.runtime(name) / "network.json", addressing.Remembered(subnet), durable=False)
+
+
+def network(choice: addressing.Choice) -> str:
+    return str(choice.subnet.network)
+
+
+def test_the_first_that_is_free(host):
+    assert network(addressing.choose("x", Spec())) == "192.168.64.0/24"
+    host.append(IPv4Network("192.168.64.0/20"))
+    assert network(addressing.choose("x", Spec())) == "192.168.80.0/24"
+    running("other", 80)
+    assert network(addressing.choose("x", Spec())) == "192.168.81.0/24"
+
+
+def test_a_name_keeps_what_it_had(host):
+    addressing.remember("x", addressing.choose("x", Spec()).subnet)
+    assert network(addressing.choose("y", Spec())) == "192.168.65.0/24"  # kept for x, though it does not run
+    assert network(addressing.choose("x", Spec())) == "192.168.64.0/24"
+
+
+def test_what_it_had_and_cannot_have_any_more_is_said(host):
+    addressing.remember("x", addressing.choose("x", Spec()).subnet)
+    host.append(IPv4Network("192.168.64.128/25"))
+    choice = addressing.choose("x", Spec())
+    assert network(choice) == "192.168.65.0/24"
+    assert "had 192.168.64.0/24, which now overlaps this host's route to 192.168.64.128/25" in choice.note
+
+
+def test_given_ones_are_taken(host):
+    choice = addressing.choose("x", given("10.1.2.1", "10.1.2.99"))
+    assert (str(choice.subnet.gateway), str(choice.subnet.last)) == ("10.1.2.1", "10.1.2.99")
+
+
+def test_given_ones_may_be_what_is_kept_for_another_name(host):
+    addressing.remember("y", addressing.choose("y", Spec()).subnet)
+    assert network(addressing.choose("x", given("192.168.64.1", "192.168.64.9"))) == "192.168.64.0/24"
+
+
+@pytest.mark.parametrize("what", ["route", "network"])
+def test_given_ones_that_are_taken(host, what):
+    if what == "route":
+        host.append(IPv4Network("192.168.0.0/16"))
+    else:
+        running("other", 70)
+    spec = given("192.168.70.1", "192.168.70.9")
+    with pytest.raises(Conflict, match=r"192\.168\.70\.1 ") as caught:
+        addressing.choose("x", spec)
+    assert {"route": "this host's route", "network": "running network 'other'"}[what] in caught.value.message
+    assert "--force" in caught.value.hint
+    assert network(addressing.choose("x", msgspec.structs.replace(spec, force=True))) == "192.168.70.0/24"
+
+
+def test_its_own_record_is_not_in_its_way(host):
+    running("x", 70)
+    assert network(addressing.choose("x", given("192.168.70.1", "192.168.70.9"))) == "192.168.70.0/24"
+
+
+def test_wrong_ones(host):
+    with pytest.raises(OptionError):
+        addressing.choose("x", Spec(start_address="10.0.0.1"))
+
+
+def test_none_is_free(host):
+    host.append(IPv4Network("192.168.0.0/16"))
+    with pytest.raises(Conflict, match="is taken"):
+        addressing.choose("x", Spec())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"subnet": 5}', b'{"subnet": {"gateway": "x"}}'])
+def test_a_damaged_memory_is_none(host, content):
+    (state.remembered("x") / "network.json").write_bytes(content)
+    assert network(addressing.choose("x", Spec())) == "192.168.64.0/24"
+    (state.remembered("y") / "network.json").write_bytes(content)
+    assert network(addressing.choose("x", Spec())) == "192.168.64.0/24"
+
+
+def routes_from(monkeypatch, text: str) -> list[IPv4Network]:
+    class Done:
+        stdout = text
+
+    monkeypatch.setattr(addressing.subprocess, "run", lambda *_, **__: Done())
+    return addressing._routes()
+
+
+def test_routes_are_read(monkeypatch):
+    text = """[{"dst":"default","gateway":"10.0.0.1"},{"dst":"10.0.0.0/24"},{"dst":"10.8.0.7"},{"dst":"0.0.0.0/1"},
+               {"dst":"128.0.0.0/1"},{"dst":"224.0.0.0/4"},{"dst":"192.168.64.0/18","table":"52"}]"""
+    assert [str(one) for one in routes_from(monkeypatch, text)] == ["10.0.0.0/24", "10.8.0.7/32", "192.168.64.0/18"]
+
+
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_a_host_without_routes(monkeypatch, text):
+    assert routes_from(monkeypatch, text) == []
+
+
+def test_routes_that_cannot_be_read(monkeypatch):
+    with pytest.raises(HostError, match="routes cannot be read"):
+        routes_from(monkeypatch, "no JSON")
+
+    def missing(*_, **__):
+        raise FileNotFoundError("ip")
+
+    monkeypatch.setattr(addressing.subprocess, "run", missing)
+    with pytest.raises(HostError, match="routes cannot be read"):
+        addressing._routes()
+
+
+def test_every_candidate_is_what_macos_chooses_from():
+    assert [str(one.network) for one in netdev.candidates()][::63] == ["192.168.64.0/24", "192.168.127.0/24"]

@@ -1,0 +1,230 @@
+"""The control socket, both ends, over a network that is only pretended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+
+import msgspec
+import pytest
+
+from openvmnet import control, errors, state
+from openvmnet.control import Client, Fault, NetworkView, PlugReply, PlugRequest, Spec
+from openvmnet.controlserver import _CLIENTS, ControlServer
+from openvmnet.errors import Conflict, HostError, NotFound
+from openvmnet.kernel.loop import run
+
+REQUEST = PlugRequest(vm="v", netdev="n0", mac=None, identity="v", index=0, isolated=False, pid=1)
+VIEW = NetworkView("x", "shared", "10.0.0.0/24", "10.0.0.1", "10.0.0.2", "10.0.0.9", "10.0.0.1", "d", 1500, 1, 1.0)
+
+
+class Pretended:
+    """A network whose TAPs are pipes."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.plugged = 0
+
+    async def plug(self, request: PlugRequest) -> tuple[PlugReply, int]:
+        if self.error is not None:
+            raise self.error
+        await asyncio.sleep(0.001)
+        self.plugged += 1
+        read, write = os.pipe()
+        os.write(write, b"the TAP")
+        os.close(write)
+        return PlugReply(f"vm{self.plugged}", request.mac or "52:54:00:00:00:01", "x"), read
+
+    async def view(self) -> NetworkView:
+        return VIEW
+
+
+class Served:
+    """The server in a thread of its own."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+        self.network = Pretended()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: run(self._main))
+        self._thread.start()
+        assert self._up.wait(5)
+
+    async def _main(self, _) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        server = ControlServer(self.network, self.path)
+        await server.start()
+        self._up.set()
+        await self._end.wait()
+        server.close()
+        await asyncio.sleep(0)
+
+    def dial(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(self.path))
+        sock.settimeout(3)
+        return sock
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return state.runtime("x")
+
+
+@pytest.fixture
+def served(directory):
+    before = set(os.listdir("/proc/self/fd"))
+    made = Served(directory / "control.sock")
+    yield made
+    made.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def client(served: Served) -> Client:
+    return Client("x", served.dial())
+
+
+def test_plug_brings_the_descriptor(served):
+    with_one = client(served)
+    for number in (1, 2, 3):
+        reply, fd = with_one.plug(REQUEST)
+        assert (reply.port, os.read(fd, 100)) == (f"vm{number}", b"the TAP")
+        os.close(fd)
+    assert with_one.show() == VIEW
+    with_one.close()
+
+
+@pytest.mark.parametrize("error", [Conflict("no", hint="do"), errors.Exhausted("full"), HostError("broken")])
+def test_an_error_arrives_as_what_it_was(served, error):
+    served.network.error = error
+    one = client(served)
+    with pytest.raises(type(error)) as caught:
+        one.plug(REQUEST)
+    assert (caught.value.message, caught.value.hint) == (error.message, error.hint)
+    one.close()
+
+
+def test_a_failure_of_the_networks_is_an_answer_too(served):
+    served.network.error = ZeroDivisionError("oops")
+    one = client(served)
+    with pytest.raises(HostError, match="oops"):
+        one.plug(REQUEST)
+    assert one.show() == VIEW  # and the connection goes on
+    one.close()
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b"[]\n", b'{"op":"fly"}\n', b"\xff\n", b'{"op":"plug"}\n', b"x" * 9 + b"\n"]
+)
+def test_nonsense_is_a_fault(served, line):
+    with served.dial() as sock:
+        sock.sendall(line)
+        answer = msgspec.json.decode(sock.recv(1 << 16), type=control.Answer)
+        assert answer.fault.kind == "CallerError"
+
+
+def test_a_request_in_pieces_and_one_too_long(served):
+    with served.dial() as sock:
+        for octet in msgspec.json.encode(control.ShowRequest()) + b"\n":
+            sock.sendall(bytes([octet]))
+        assert msgspec.json.decode(sock.recv(1 << 16), type=control.Answer).network == VIEW
+    with served.dial() as sock:
+        with_error = False
+        try:
+            for _ in range(100):
+                sock.sendall(b"x" * 4096)
+        except OSError:
+            with_error = True
+        assert with_error or sock.recv(10) == b""
+
+
+def test_a_client_that_leaves_before_its_answer_loses_the_port(served):
+    for _ in range(20):
+        with served.dial() as sock:
+            sock.sendall(msgspec.json.encode(REQUEST) + b"\n")
+    deadline = time.monotonic() + 2
+    while served.network.plugged < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_socket_is_the_users_alone(served):
+    assert served.path.stat().st_mode & 0o077 == 0
+
+
+def test_clients_beyond_the_bound_wait_without_turning_the_loop(served):
+    socks = [served.dial() for _ in range(_CLIENTS + 5)]
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.1
+    socks[0].close()
+    last = socks[_CLIENTS]
+    last.sendall(msgspec.json.encode(control.ShowRequest()) + b"\n")
+    assert msgspec.json.decode(last.recv(1 << 16), type=control.Answer).network == VIEW
+    for sock in socks:
+        sock.close()
+
+
+def test_a_network_that_hangs_up(directory):
+    here, there = socket.socketpair()
+    there.close()
+    one = Client("x", here)
+    with pytest.raises(HostError, match=r"'x' (hung up|does not answer)"):
+        one.show()
+    one.close()
+
+
+def test_every_error_survives_the_wire():
+    for kind in (errors.CallerError, errors.NotFound, errors.Conflict, errors.HostError, errors.MissingFeature,
+                 errors.Exhausted, errors.PeerError, errors.Malformed):  # fmt: skip
+        back = Fault.of(kind("words", hint="cure")).error()
+        assert (type(back), back.message, back.hint) == (kind, "words", "cure")
+    back = Fault.of(errors.OptionError("words", option="o", value="v")).error()
+    assert (type(back), back.exit_code, back.message) == (errors.OptionError, 2, "words")
+
+
+@pytest.mark.parametrize("left", [[], ["control.sock"], ["agent.sock", "control.sock", "network.json"]])
+def test_what_a_dead_network_left_is_swept_away_and_said(directory, left):
+    for name in left:
+        if name.endswith(".sock"):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if "agent" in name else socket.SOCK_STREAM)
+            sock.bind(str(directory / name))
+            sock.close()
+        else:
+            (directory / name).write_text("{}")
+    with pytest.raises(NotFound, match="no network 'x' is running") as caught:
+        control.connect("x")
+    assert ("ended without cleaning up" in caught.value.message) == bool(left)
+    assert not directory.exists()
+    with pytest.raises(NotFound):
+        control.connect("x")
+
+
+def test_listing_passes_over_what_is_dead(directory, served):
+    state.runtime("dead")
+    assert [view.name for view in control.list_networks()] == ["x"]
+
+
+def test_a_running_network_with_other_addresses_is_a_conflict(served):
+    spec = Spec(name="x", start_address="10.9.0.1", end_address="10.9.0.9", subnet_mask="255.255.255.0")
+    with pytest.raises(Conflict, match=r"runs with start-address=10\.0\.0\.1, end-address=10\.0\.0\.9"):
+        control.open_network(spec, progress=lambda _: None)
+
+
+def test_the_same_addresses_mean_the_same_network(served):
+    spec = Spec(start_address="10.0.0.1", end_address="10.0.0.9", subnet_mask="255.255.255.0")
+    one = control.open_network(spec, progress=lambda _: None)
+    assert one.name == "x"
+    one.close()

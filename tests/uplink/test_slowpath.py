@@ -1,0 +1,145 @@
+"""The slow path over a socketpair in the TUN's place, with uplinks that only write down what they are given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openvmnet.kernel.loop import Lane
+from openvmnet.uplink import slowpath
+from openvmnet.uplink.slowpath import SlowPath
+from openvmnet.wire import ip
+
+GUEST, OUTSIDE = socket.inet_aton("192.168.64.2"), socket.inet_aton("203.0.113.1")
+
+
+class Uplink:
+    def __init__(self) -> None:
+        self.opened: list[tuple[bytes, ip.Header]] = []
+        self.error: Exception | None = None
+
+    def open(self, packet: bytes, header: ip.Header) -> None:
+        self.opened.append((packet, header))
+        if self.error is not None:
+            raise self.error
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.lane = Lane()
+        self.kernel, tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.kernel.setblocking(False)
+        tun.setblocking(False)
+        self.path = SlowPath(self.lane, tun.detach())
+        self.udp, self.tcp = Uplink(), Uplink()
+        self.path.uplinks = {ip.UDP: self.udp, ip.TCP: self.tcp}
+        self.path.start()
+
+    def feed(self, *packets: bytes) -> None:
+        for packet in packets:
+            self.kernel.send(packet)
+            self.lane.select(0)
+
+    def close(self) -> None:
+        self.path.close()
+        self.kernel.close()
+        self.lane.close()
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    yield made
+    made.close()
+
+
+def test_each_protocol_goes_to_its_uplink(bench):
+    one = ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")
+    other = ip.build(GUEST, OUTSIDE, ip.TCP, bytes(20))
+    bench.feed(one, other, ip.build(GUEST, OUTSIDE, ip.ICMP, bytes(8)))
+    assert bench.udp.opened == [(one, ip.parse(one))]
+    assert bench.tcp.opened == [(other, ip.parse(other))]
+    assert bench.path.counters["slowpath_packets"] == 3
+
+
+def test_fragments_are_put_together(bench):
+    whole = ip.build_udp(GUEST, OUTSIDE, 1, 2, bytes(range(200)))
+    for start, flags in ((0, 0x2000), (96, 0x2000 | 12), (192, 24)):
+        part = whole[20 + start : 20 + start + 96]
+        piece = ip.build(GUEST, OUTSIDE, ip.UDP, part, identification=5)
+        bench.feed(piece[:6] + flags.to_bytes(2, "big") + piece[8:])
+    ((packet, header),) = bench.udp.opened
+    assert packet[20:] == whole[20:]
+    assert header.total == len(whole)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=80), max_size=10))
+def test_any_packets_are_survived(packets):
+    bench = Bench()
+    bench.feed(*packets)
+    assert bench.path.counters["slowpath_packets"] == len(packets)
+    good = ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")
+    bench.feed(good)
+    assert bench.udp.opened[-1][0] == good
+    bench.close()
+
+
+def test_an_uplink_that_raises_closes_the_way_for_nobody(bench, caplog):
+    bench.udp.error = ZeroDivisionError()
+    with caplog.at_level(logging.ERROR):
+        bench.feed(*[ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")] * 5)
+    assert bench.path.counters["slowpath_failed"] == 5
+    assert len(caplog.records) == 1
+    bench.feed(ip.build(GUEST, OUTSIDE, ip.TCP, bytes(20)))
+    assert len(bench.tcp.opened) == 1
+
+
+def test_a_turn_is_bounded(bench):
+    bench.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    sent = 0
+    packet = ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")
+    try:
+        while sent < 2 * slowpath.PACKETS:
+            bench.kernel.send(packet)
+            sent += 1
+    except BlockingIOError:
+        pass
+    bench.lane.select(0)
+    assert len(bench.udp.opened) == min(sent, slowpath.PACKETS)
+    bench.lane.select(0)
+    assert len(bench.udp.opened) == min(sent, 2 * slowpath.PACKETS)
+
+
+def test_beyond_its_budget_a_guest_is_dropped_and_its_neighbour_not(bench):
+    clock = [0.0]
+    budget = bench.path.budget
+    budget._cpu = lambda: clock[0]
+    budget._wall = lambda: 1.0
+    budget.crowded = True
+
+    class Slow(Uplink):
+        def open(self, packet, header):
+            super().open(packet, header)
+            clock[0] += 0.01
+
+    slow = bench.path.uplinks[ip.UDP] = Slow()
+    for number in range(30):
+        bench.feed(ip.build_udp(GUEST, OUTSIDE, number, 2, b"x"))
+    assert 3 <= len(slow.opened) <= 6  # 0.4 of 0.1 s
+    assert bench.path.counters["slowpath_over_budget"] == 30 - len(slow.opened)
+    before = len(slow.opened)
+    bench.feed(ip.build_udp(socket.inet_aton("192.168.64.3"), OUTSIDE, 1, 2, b"x"))
+    assert len(slow.opened) == before + 1
+
+
+def test_what_the_kernel_does_not_take_is_lost(bench):
+    bench.path.write(b"a packet")
+    assert bench.kernel.recv(100) == b"a packet"
+    for _ in range(10_000):
+        bench.path.write(bytes(1000))
+    assert os.get_blocking(bench.path._tun) is False
