@@ -32,6 +32,8 @@ def enter(command: list[str]) -> NoReturn:
     environment = os.environ | {
         "OPENVMNET_LAB_UID": str(os.getuid()),
         "OPENVMNET_LAB_GID": str(os.getgid()),
+        # pytest's directory below /tmp is named for it; a user's lab would take root's, whose name it sees.
+        "LOGNAME": os.environ.get("LOGNAME") or str(os.getuid()),
         "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     for options in _variants():
