@@ -27,7 +27,7 @@ from openvmnet import control, state
 from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
 from openvmnet.engine.linux.firewall import PORT_MARK
-from openvmnet.errors import Conflict, Exhausted
+from openvmnet.errors import Conflict, Exhausted, HostError
 from openvmnet.netdev import Subnet, stable_mac
 from openvmnet.service.dhcp import DhcpConfig, DhcpServer
 from openvmnet.service.dhcp_socket import DhcpService
@@ -53,6 +53,7 @@ DOMAIN = "vmnet.internal"
 MTU = 1500
 PORTS = 1000  # of one network; a bridge has at most 1,024
 _SWEEP = 5.0  # s between looks for idle flows
+_GUARD = 0.2  # s between looks for leases that the firewall does not know
 _GRACE = 10.0  # s that a network without any port yet waits for its first
 _SPARE_FILES = 2500  # descriptors that are no flows: DNS with silent upstreams needs most of them
 
@@ -128,6 +129,7 @@ class Network:
             raise
         self._save()
         self._spawn(self._sweep())
+        self._spawn(self._guard())
         self._consider_end(_GRACE)
 
     async def plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
@@ -377,6 +379,22 @@ class Network:
             await asyncio.sleep(_SWEEP)
             for uplink in (self._tcp, self._udp, self._icmp):
                 uplink.sweep()
+
+    async def _guard(self) -> None:
+        """Keep the firewall's sets of leased addresses in step with the leases."""
+        book, seen, installed = self._dhcp.leases, -1, set[tuple[str, str]]()
+        while True:
+            if book.moves != seen:
+                seen = book.moves
+                links = {PORT_MARK + port.number: port.link for port in self._ports.values()}
+                wanted = {(str(lease.ip), links[lease.port]) for lease in book if lease.port in links}
+                try:
+                    if wanted != installed:
+                        await self._engine.guard(wanted - installed, installed - wanted)
+                        installed = wanted
+                except HostError as error:
+                    log.error("leased addresses are not guarded: %s", error)  # noqa: TRY400 - its sentence says it all
+            await asyncio.sleep(_GUARD)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

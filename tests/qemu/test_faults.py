@@ -1,4 +1,4 @@
-"""What is killed, and what goes on: the VM, the network process, the agent. What is wrong, and what it leaves behind."""
+"""What is killed, and what goes on: VM, network process, agent. What is wrong, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_killed_network_process_is_taken_over(world: World, pair: tuple[Guest, G
 
 
 def test_killed_agent_ends_the_network_with_a_sentence(world: World, pair: tuple[Guest, Guest, str]) -> None:
-    left, right, address = pair
+    left, _, address = pair
     before = record(world)
     os.kill(before["agent"], signal.SIGKILL)
     assert within(2, lambda: all(one.pid != before["pid"] for one in world.leftovers()))

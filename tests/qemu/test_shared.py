@@ -104,6 +104,21 @@ def test_two_guests_meet_by_name_and_an_isolated_one_does_not(world: World, alon
         assert hermit.run("wget -q -O /dev/null http://www.example.test/", check=True).status == 0
 
 
+def test_a_guest_cannot_take_its_neighbours_address(world: World, alone: Guest) -> None:
+    with boot(world, *virtio("vmnet-shared"), name="thief") as thief:
+        own = thief.dhcp(hostname="thief").address
+        address = next(port["address"] for port in show(world)["ports"] if port["vm"] == "alone")
+        before = show(world)["counters"]["firewall_spoofed"]
+        time.sleep(0.5)  # the firewall learns of a lease within a fifth of a second
+        thief.run(f"ip addr flush dev eth0; ip addr add {address}/24 dev eth0; ip route add default via 192.168.64.1")
+        assert thief.run("ping -c 2 -W 1 192.168.64.1").status != 0
+        assert thief.run(f"wget -T 2 -q -O /dev/null http://{WEB}/").status != 0
+        assert show(world)["counters"]["firewall_spoofed"] > before
+        assert alone.run(f"wget -q -O /dev/null http://{WEB}/", check=True).status == 0
+        thief.run(f"ip addr flush dev eth0; ip addr add {own}/24 dev eth0; ip route add default via 192.168.64.1")
+        assert thief.run(f"wget -q -O /dev/null http://{WEB}/", check=True).status == 0
+
+
 def test_nic_without_offloads(world: World) -> None:
     with boot(world, *virtio("vmnet-shared", "vmxnet3"), name="plain") as guest:
         guest.dhcp()
@@ -136,7 +151,8 @@ def test_exit_code_and_signals_are_qemus(world: World) -> None:
         guest.process.terminate()
         assert guest.process.wait(timeout=10) == 0  # QEMU's own code for SIGTERM
     done = world.product_run(
-        ["vmnet", "run", "--", "qemu-system-x86_64", "-netdev", "vmnet-shared,id=n0", "-device", "nonsense"], check=False
+        ["vmnet", "run", "--", "qemu-system-x86_64", "-netdev", "vmnet-shared,id=n0", "-device", "nonsense"],
+        check=False,
     )
     assert done.returncode == 1
     assert "nonsense" in done.stderr

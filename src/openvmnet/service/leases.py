@@ -116,6 +116,7 @@ class LeaseBook:
         self._remembered: dict[int, Lease] = {}  # the others, the longest ended first
         self._next_expiry = 0
         self._generation = 0
+        self.moves = 0  # counts each address that came into or out of use
         if self.file is not None:
             self._load(self.file, live_ports)
 
@@ -294,6 +295,7 @@ class LeaseBook:
     def _insert(self, lease: Lease, now: float) -> None:
         address = int(lease.ip)
         self._leases[address] = lease
+        self.moves += 1
         for key in _keys(lease):
             self._index.setdefault(key, {})[address] = lease
         if lease.expires > now:
@@ -308,6 +310,7 @@ class LeaseBook:
     def _retire(self, lease: Lease) -> None:
         """Active to remembered, in memory."""
         address = int(lease.ip)
+        self.moves += 1
         held = self._held.get(lease.port, {})
         if held.pop(address, None) is not None and not held:
             del self._held[lease.port]

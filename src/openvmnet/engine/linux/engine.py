@@ -132,6 +132,10 @@ class LinuxEngine:
         text = firewall.remove_port(link, _number(link), isolated=isolated)
         await self.namespace.run(["nft", "-f", "-"], text + firewall.crowd(crowded=len(self._isolated) > 1))
 
+    async def guard(self, added: set[tuple[str, str]], removed: set[tuple[str, str]]) -> None:
+        """Tie leased addresses to the links of their ports: pairs of address and link."""
+        await self.namespace.run(["nft", "-f", "-"], firewall.guard(sorted(added), sorted(removed)))
+
     def transparent(self) -> int:
         """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""
         if not self._pool:

@@ -8,6 +8,8 @@ Two tables. Table `bridge vmnet` sees every frame that enters from a VM's port, 
   router advertisements are dropped; so is what claims or seeks a loopback address. `meta protocol` is what stands
   behind an 802.1Q tag, where `ether type` would be the tag: receivers take a frame tagged with VLAN 0 as if it had no
   tag, so a tag must hide nothing. The kernel looks behind one tag, so a frame with two is dropped;
+- nor as another guest that has its address by DHCP: a leased address is a source on the port of its lease alone, in
+  IPv4 and in ARP (sets `leased` and `owned`);
 - an isolated port exchanges no frame with another port (set `isolated`), in addition to the bridge's own flag, which
   only separates isolated ports from each other.
 
@@ -46,7 +48,7 @@ PORT_MARK = 0x1000
 OPENINGS = 10000
 DHCP_RATE = 1000
 BROADCASTS = 2000  # frames that every other port gets too: storm control, as switches have it
-QUERIES = 10000  # to the gateway's name server, while there are several ports
+QUERIES = 5000  # to the gateway's name server, while there are several ports
 ARP_RATE = 500
 
 # Destinations that are nowhere, or this host itself: RFC 6890. The kernel takes 0.0.0.0 for "this host" (inet(7)).
@@ -65,6 +67,8 @@ delete table bridge vmnet
 table bridge vmnet {{
   map marks {{ type ifname : mark; }}
   set isolated {{ type ifname; }}
+  set leased {{ type ipv4_addr; }}
+  set owned {{ type ipv4_addr . ifname; }}
   set arps {{ type ifname; size 1024; flags dynamic,timeout; timeout 1m; }}
   set storms {{ type ifname; size 1024; flags dynamic,timeout; timeout 1m; }}
   counter spoofed {{ }}
@@ -84,10 +88,12 @@ table bridge vmnet {{
   chain guard_arp {{
     meta protocol arp arp saddr ip {gateway} counter name spoofed drop
     meta protocol arp arp saddr ether {mac} counter name spoofed drop
+    meta protocol arp arp saddr ip @leased arp saddr ip . iifname != @owned counter name spoofed drop
     update @arps {{ iifname {_limit(ARP_RATE)} }} drop
   }}
   chain guard_ip {{
     ip saddr {gateway} counter name spoofed drop
+    ip saddr @leased ip saddr . iifname != @owned counter name spoofed drop
     ip saddr 127.0.0.0/8 counter name spoofed drop
     ip daddr 127.0.0.0/8 counter name spoofed drop
     udp dport 68 counter name spoofed drop
@@ -175,6 +181,16 @@ def add_port(link: str, number: int, *, isolated: bool) -> str:
     text = f'add element bridge vmnet marks {{ "{link}" : {PORT_MARK + number} }}\n'
     if isolated:
         text += f'add element bridge vmnet isolated {{ "{link}" }}\n'
+    return text
+
+
+def guard(added: Iterable[tuple[str, str]], removed: Iterable[tuple[str, str]]) -> str:
+    """Tie leased addresses to their ports, and untie them: pairs of address and link."""
+    text = ""
+    for verb, pairs in (("delete", removed), ("add", added)):
+        for address, link in pairs:
+            text += f"{verb} element bridge vmnet leased {{ {address} }}\n"
+            text += f'{verb} element bridge vmnet owned {{ {address} . "{link}" }}\n'
     return text
 
 
