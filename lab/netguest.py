@@ -69,6 +69,7 @@ class PluggedNetwork:
         guest.batch(f"addr add {prefix}.{int(last) + 200 + number}/24 dev eth0", "link set eth0 up")
         guest.batch(f"route add default via {self.gateway}")
         self.nft(f'add element bridge vmnet marks {{ "{port}" : {_MARK + number} }}')
+        self.nft(f"add element ip vmnet ids {{ {_MARK + number} : {900 + number} }}")
         return guest
 
     def inside_batch(self, *lines: str) -> None:

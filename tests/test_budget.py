@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openvmnet.budget import WINDOW, Budget, by_address
+from openvmnet.budget import WINDOW, Budget
 
 
 class Clock:
@@ -38,7 +38,3 @@ def test_alone_there_is_no_limit() -> None:
     cpu.now += 10
     budget.charge(1)
     assert budget.allows(1)
-
-
-def test_by_address_tells_addresses_apart() -> None:
-    assert by_address(b"\1\2\3\4") != by_address(b"\1\2\3\5")

@@ -54,6 +54,8 @@ def choose(name: str, spec: Spec) -> Choice:
                 )
         return Choice(given)
     before = _remembered(name)
+    if spec.force:
+        return Choice(before or next(netdev.candidates()))
     if before is not None and not any(before.overlaps(network) for network in taken):
         return Choice(before)
     for network, what in _others(name):

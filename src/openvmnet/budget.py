@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 WINDOW = 0.1  # s
 
 
-def by_address(address: bytes) -> int:
-    """For a network without ports that are known: each address is an owner of its own."""
-    return int.from_bytes(address, "big")
-
-
 class Budget:
-    """At most `share` of each window for one owner. `owner` tells whose a guest's address (4 octets) is."""
+    """At most `share` of each window for one owner; an owner is any number that a guest cannot choose."""
 
-    __slots__ = ("_allowance", "_cpu", "_since", "_spent", "_wall", "_window", "crowded", "owner")
+    __slots__ = ("_allowance", "_cpu", "_since", "_spent", "_wall", "_window", "crowded")
 
     def __init__(
         self,
@@ -37,7 +32,6 @@ class Budget:
         wall: Callable[[], float] = time.monotonic,
     ) -> None:
         self.crowded = False
-        self.owner: Callable[[bytes], int] = by_address
         self._allowance = WINDOW * share
         self._cpu = cpu
         self._wall = wall

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -373,12 +372,12 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    fd = os.open(state.runtime_root() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = state.try_lock(wait=True)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 
 def _silent(_: str) -> None:

@@ -46,6 +46,10 @@ class ControlServer:
         self._listener.listen(_CLIENTS)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def busy(self) -> bool:
+        """Whether somebody is connected, who may be about to ask for a port."""
+        return bool(self._clients)
+
     def close(self) -> None:
         """Stop listening, and end what is being answered."""
         asyncio.get_running_loop().remove_reader(self._listener)

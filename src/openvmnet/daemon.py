@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from openvmnet.addressing import Choice
     from openvmnet.control import Spec
+    from openvmnet.controlserver import ControlServer
     from openvmnet.kernel.loop import Lane
-    from openvmnet.network import Record
+    from openvmnet.network import Network, Record
 
+_SETTLE = 0.02  # s
 _AGENT_GONE = 70  # exit code, EX_SOFTWARE: the agent died under the network
 
 
@@ -37,16 +39,18 @@ def main(argv: list[str]) -> int:
     from openvmnet.errors import VmnetError
 
     spec = msgspec.json.decode(argv[2], type=control.Spec)
+    _drop_descriptors(ready)
     directory = state.runtime(name)
+    before: Record | None = None
     try:
         choice, agent, before = _prepare(name, spec, directory)
         return _run(name, spec, choice, agent, before, ready)
     except VmnetError as error:
-        _sweep(directory)
+        _sweep(directory, keep=before is not None)
         _say(ready, control.Started(fault=control.Fault.of(error)))
         return error.exit_code
     except Exception as error:
-        _sweep(directory)
+        _sweep(directory, keep=before is not None)
         _say(ready, control.Started(fault=control.Fault("HostError", f"network '{name}' failed to start: {error!r}")))
         raise
 
@@ -104,19 +108,46 @@ async def _live(
         network.news.append(choice.note)
     await network.up()
     server = ControlServer(network, directory / "control.sock")
+    lock: int | None = None
     try:
         await server.start()
         addressing.remember(name, choice.subnet)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, network.ended.set)
+            loop.add_signal_handler(number, network.end, True)
         _say(ready, control.Started(note="; ".join(network.news) or None))
-        await network.ended.wait()
+        lock = await _until_over(network, server)
     finally:
         server.close()
         await network.down()
         _sweep(directory)
+        if lock is not None:
+            os.close(lock)
     return _AGENT_GONE if network.agent_died else 0
+
+
+async def _until_over(network: Network, server: ControlServer) -> int | None:
+    """Wait for the network's end, and take the lock for it: a command that is about to join must not be left alone.
+
+    Gives the lock's descriptor; None where the end does not wait for it.
+    """
+    import asyncio
+
+    from openvmnet import state
+
+    while True:
+        await network.ended.wait()
+        lock = state.try_lock()
+        if lock is not None:
+            await asyncio.sleep(_SETTLE)  # who dialled before the lock was taken is accepted in this time
+            if network.forced or not (network.busy() or server.busy()):
+                return lock
+            os.close(lock)
+        if network.forced:
+            return None
+        if network.busy():
+            network.ended.clear()
+        await asyncio.sleep(_SETTLE)
 
 
 def _say(ready: int, word: object) -> None:
@@ -127,12 +158,20 @@ def _say(ready: int, word: object) -> None:
         os.close(ready)
 
 
-def _sweep(directory: Path) -> None:
-    """Remove the runtime directory with what this process put there; the agent removes its own socket."""
-    for name in ("control.sock", "network.json", "agent.sock"):
+def _sweep(directory: Path, *, keep: bool = False) -> None:
+    """Remove the runtime directory with what is in it; `keep` what the next process needs to take the network over."""
+    for name in ("control.sock",) if keep else ("control.sock", "network.json", "agent.sock"):
         (directory / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         directory.rmdir()
+
+
+def _drop_descriptors(ready: int) -> None:
+    """Close what the user's shell had open beside the standard three: a pipe's other end may wait for it to close."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != ready:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import os
 import resource
 import socket
 import time
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,7 +34,6 @@ from openvmnet.service.dns import DnsService
 from openvmnet.service.dns_zone import Zone
 from openvmnet.service.leases import LeaseBook
 from openvmnet.uplink import icmp
-from openvmnet.uplink.owner import Owners
 from openvmnet.uplink.slowpath import SlowPath
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
@@ -51,6 +49,7 @@ log = logging.getLogger(__name__)
 
 DOMAIN = "vmnet.internal"
 MTU = 1500
+_NUMBERS = 60000  # port numbers; the firewall has 16 bits for them
 PORTS = 1000  # of one network; a bridge has at most 1,024
 _SWEEP = 5.0  # s between looks for idle flows
 _GUARD = 0.2  # s between looks for leases that the firewall does not know
@@ -92,6 +91,7 @@ class Network:
         self.subnet = subnet
         self.ended = asyncio.Event()
         self.agent_died = False
+        self.forced = False  # its end does not wait for its VMs
         self.news: list[str] = []  # what happened to it, told once to who started it
         self.limits: list[str] = []  # what it cannot do on this host
         self._lane = lane
@@ -111,7 +111,8 @@ class Network:
     async def up(self) -> None:
         """Make it real; on an error everything made so far is unmade and the error goes on."""
         try:
-            await self._engine.up()
+            before = self._before.ports if self._before is not None else []
+            await self._engine.up({port.link: port.isolated for port in before})
         except BaseException:
             if self._before is None:  # nobody will ask this agent for anything again
                 self._engine.namespace.quit()
@@ -120,7 +121,7 @@ class Network:
             self._closers.append(self._engine.down)
             self._engine.watch(self._lane, self._on_departure, self._on_agent_gone)
             self._start_uplink()
-            await self._adopt()
+            self._adopt()
             self._start_services()
             self._crowd()
             self._slowpath.start()
@@ -137,7 +138,7 @@ class Network:
         if len(self._ports) >= PORTS:
             raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
         mac = self._mac_for(request)
-        number, self._next = self._next, self._next + 1
+        number = self._number()
         port = Port(number, request.vm, request.netdev, mac, request.isolated, request.pid)
         self._ports[port.link] = port
         try:
@@ -203,6 +204,15 @@ class Network:
             notes=self.news + self.limits,
         )
 
+    def end(self, forced: bool) -> None:
+        """Ask for the network's end; whoever runs it takes it down."""
+        self.forced = self.forced or forced
+        self.ended.set()
+
+    def busy(self) -> bool:
+        """Whether any VM is plugged."""
+        return bool(self._ports)
+
     async def down(self) -> None:
         """End everything that `up()` made, in reverse; what fails is logged and the rest goes on."""
         if self._lonely is not None:
@@ -240,8 +250,6 @@ class Network:
         self._closers.append(self._icmp.close)
         if not icmp.allowed():
             self.limits.append("guests cannot ping the outside: this host allows no ping sockets (see vmnet doctor)")
-        self._owners = Owners(self._leased, self._resolved)
-        self._tcp.owner = self._udp.owner = self._owners.of
         slowpath.uplinks = {ip.TCP: self._tcp, ip.UDP: self._udp, ip.ICMP: self._icmp}
 
     def _start_services(self) -> None:
@@ -282,18 +290,8 @@ class Network:
         """Guests share the process's time while there are several."""
         for budget in (self._slowpath.budget, self._dns.budget):
             budget.crowded = len(self._ports) > 1
-            budget.owner = self._owners.of
 
-    def _leased(self, address: bytes) -> int | None:
-        lease = self._dhcp.leases.by_ip(IPv4Address(address))
-        return lease.port if lease is not None else None
-
-    def _resolved(self) -> dict[bytes, int]:
-        ports = {port.mac: PORT_MARK + port.number for port in self._ports.values()}
-        known = self._engine.neighbours()
-        return {socket.inet_aton(one.address): ports[one.mac] for one in known if one.mac in ports}
-
-    async def _adopt(self) -> None:
+    def _adopt(self) -> None:
         """Take over the ports of guests that outlived the process before this one."""
         before = self._before
         if before is None:
@@ -301,10 +299,8 @@ class Network:
         known = {port.link: port for port in before.ports}
         for link in self._engine.adopted:
             number = int(link.removeprefix(PORT_PREFIX))
-            port = known.get(link) or Port(number, "unknown", "", "", isolated=False, pid=0)
-            self._ports[link] = port
-            self._next = max(self._next, number + 1)
-            await self._engine.adopt(link, isolated=port.isolated)
+            self._ports[link] = known.get(link) or Port(number, "unknown", "", "", isolated=True, pid=0)
+            self._next = max(self._next, number % _NUMBERS + 1)
         self.news.append(
             f"the network's process {before.pid} had died; process {os.getpid()} took over "
             f"with {len(self._ports)} of its {len(before.ports)} ports, and their open connections were lost"
@@ -326,6 +322,14 @@ class Network:
             attempt += 1
         return mac
 
+    def _number(self) -> int:
+        """The next free port number; one is used again as late as can be."""
+        while True:
+            number = self._next
+            self._next = number % _NUMBERS + 1
+            if f"{PORT_PREFIX}{number}" not in self._ports:
+                return number
+
     def _on_departure(self, link: str) -> None:
         port = self._ports.pop(link, None)
         if port is None:
@@ -338,7 +342,6 @@ class Network:
             addresses |= {str(lease.ip) for lease in self._dhcp.leases if lease.port == mark or lease.mac == mac}
             self._dhcp.leases.release_mac(mac)
             self._dhcp.port_gone(mark)
-        self._owners.forget()
         for address in addresses:
             packed = socket.inet_aton(address)
             for uplink in (self._tcp, self._udp, self._icmp):
@@ -356,7 +359,7 @@ class Network:
             self.name,
             self._agent,
         )
-        self.ended.set()
+        self.end(forced=True)
 
     def _consider_end(self, seconds: float) -> None:
         if self._ports or self._lonely is not None:
@@ -372,7 +375,7 @@ class Network:
         self._lonely = None
         if not self._ports:
             log.info("network '%s' has no VM any more and ends", self.name)
-            self.ended.set()
+            self.end(forced=False)
 
     async def _sweep(self) -> None:
         while True:

@@ -2,7 +2,7 @@
 
     RUNTIME/NAME/control.sock   the network process listens here
     RUNTIME/NAME/agent.sock     the agent listens here, for a network process that takes over from a dead one
-    RUNTIME/.lock               held (flock) while a command starts a network or joins one
+    RUNTIME/.lock               held (flock) while a network is started, joined or ended
     RUNTIME/NAME/network.json   what the running network is: enough to take it over
     STATE/NAME/network.json     the addresses chosen for the name, remembered
     STATE/NAME/leases.json      DHCP's memory
@@ -15,6 +15,7 @@ A directory that belongs to somebody else, or that others may write to, is refus
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
@@ -72,6 +73,20 @@ def remembered(name: str) -> Path:
 def names() -> list[str]:
     """Every network that has a runtime directory, whether or not its process lives."""
     return sorted(entry.name for entry in runtime_root().iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+
+
+def try_lock(*, wait: bool = False) -> int | None:
+    """Take the lock under which networks start, are joined and end; its descriptor, which releases it when closed.
+
+    None where somebody else has it, unless `wait`.
+    """
+    fd = os.open(runtime_root() / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def encode(value: object) -> bytes:

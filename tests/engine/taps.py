@@ -80,7 +80,7 @@ class Net:
 
     async def _up(self) -> LinuxEngine:
         engine = LinuxEngine(self.path, SUBNET, GATEWAY_MAC, 1500)
-        await engine.up()
+        await engine.up({})
         engine.watch(self.lane, self.departed.append, lambda: self.gone.append(True))
         return engine
 

@@ -115,6 +115,11 @@ def test_a_turn_is_bounded(bench):
     assert len(bench.udp.opened) == min(sent, 2 * slowpath.PACKETS)
 
 
+def of_port(number: int, packet: bytes) -> bytes:
+    """`packet` as the firewall hands it over."""
+    return packet[:4] + number.to_bytes(2, "big") + packet[6:]
+
+
 def test_beyond_its_budget_a_guest_is_dropped_and_its_neighbour_not(bench):
     clock = [0.0]
     budget = bench.path.budget
@@ -129,11 +134,13 @@ def test_beyond_its_budget_a_guest_is_dropped_and_its_neighbour_not(bench):
 
     slow = bench.path.uplinks[ip.UDP] = Slow()
     for number in range(30):
-        bench.feed(ip.build_udp(GUEST, OUTSIDE, number, 2, b"x"))
+        bench.feed(of_port(1, ip.build_udp(GUEST, OUTSIDE, number, 2, b"x")))
     assert 3 <= len(slow.opened) <= 6  # 0.4 of 0.1 s
     assert bench.path.counters["slowpath_over_budget"] == 30 - len(slow.opened)
     before = len(slow.opened)
-    bench.feed(ip.build_udp(socket.inet_aton("192.168.64.3"), OUTSIDE, 1, 2, b"x"))
+    bench.feed(of_port(1, ip.build_udp(socket.inet_aton("192.168.64.3"), OUTSIDE, 1, 2, b"x")))
+    assert len(slow.opened) == before  # an address made up is no other guest
+    bench.feed(of_port(2, ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")))
     assert len(slow.opened) == before + 1
 
 

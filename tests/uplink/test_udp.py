@@ -46,6 +46,7 @@ class Bench:
 
     def open(self, payload: bytes = b"x", *, src: bytes = GUEST, sport: int = 0, dport: int = 0) -> None:
         packet = ip.build_udp(src, OUTSIDE, sport or self.guest.getsockname()[1], dport or self.port, payload)
+        packet = packet[:4] + src[2:] + packet[6:]  # the port, as the firewall writes it: one for each address here
         self.uplink.open(packet, ip.parse(packet))
 
     def step(self, seconds: float = 0.02) -> None:

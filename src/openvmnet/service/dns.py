@@ -235,7 +235,7 @@ class DnsService:
         budget = self.budget
         if missed == 1:
             budget.begin()
-        owner = budget.owner(_host(self._batch.name(index)))
+        owner = int.from_bytes(_host(self._batch.name(index)))
         if not budget.allows(owner):
             self.stats["over_budget"] += 1
             return None

@@ -12,9 +12,8 @@ that are gone, and the kernel answers from the listener with a RST. Some have lo
 find neither the request nor the socket that takes its place when a handshake ends, and the segment after the guest's
 ACK, on another processor, would be answered with a RST too. When it is back from Python, the socket is there.
 
-An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they lie in the packet. An accepted
-connection has to find it by what accept4(2) tells for free, the guest's end, six octets; only where one guest port has
-several openings at once is getsockname(2) asked for the other end.
+An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they lie in the packet, and whose it is by
+the port that the firewall wrote into the packet's identification: an address can be made up.
 
 Bounds: OPENINGS_PER_GUEST openings of one port, `limit` flows and openings in all, of which one port may have seven
 eighths. An accepted host connection whose guest does not complete within ACCEPT_TIMEOUT is reset, and so is a flow of
@@ -31,7 +30,6 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from openvmnet.budget import by_address
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
 from openvmnet.notice import Notice
@@ -70,7 +68,7 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("_tcp", "accepted", "connected", "deadline", "fd", "guest", "header", "key", "owner", "packet")
+    __slots__ = ("_tcp", "accepted", "connected", "deadline", "fd", "header", "key", "owner", "packet")
 
     def __init__(self, tcp: TcpUplink, key: bytes, packet: bytes, header: ip.Header, fd: int, owner: int) -> None:
         self._tcp = tcp
@@ -79,7 +77,6 @@ class Opening:
         self.packet = packet
         self.header = header
         self.fd = fd
-        self.guest = key[8:10] + key[:4]  # as accept4(2) names it: port, address
         self.connected = False
         self.accepted = False  # the guest came; a flow has it now
         self.deadline = 0.0
@@ -119,10 +116,8 @@ class TcpUplink:
         self._limit = limit
         self._pool = PipePool()
         self._openings: dict[bytes, Opening] = {}
-        self._by_guest_port: dict[bytes, list[Opening]] = {}
         self._opening: dict[int, int] = {}  # openings by owner
         self._held: dict[int, int] = {}  # openings and flows by owner
-        self.owner: Callable[[bytes], int] = by_address  # whose bounds a source address counts to; set by the network
         self._full = Notice(log)
         self.flows: set[Flow] = set()
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
@@ -155,7 +150,7 @@ class TcpUplink:
                 known.deadline = time.monotonic() + ACCEPT_TIMEOUT
                 self._write(packet)
             return
-        owner = self.owner(header.src)
+        owner = header.identification
         if (
             self._opening.get(owner, 0) >= OPENINGS_PER_GUEST
             or self._held.get(owner, 0) >= self._limit - self._limit // 8
@@ -183,7 +178,6 @@ class TcpUplink:
         """The outside has accepted: let the kernel shake hands with the guest."""
         opening.connected = True
         opening.deadline = time.monotonic() + ACCEPT_TIMEOUT
-        self._by_guest_port.setdefault(opening.guest, []).append(opening)
         self._write(opening.packet)
 
     def failed(self, opening: Opening, error: int) -> None:
@@ -264,16 +258,8 @@ class TcpUplink:
         _count(self._held, flow.owner, -1)
 
     def _match(self, guest: int, peer: bytes) -> Opening | None:
-        candidates = self._by_guest_port.get(peer)
-        if not candidates:
-            return None
-        if len(candidates) == 1:
-            return candidates[0]
         target = sockets.local(guest)
-        for opening in candidates:
-            if opening.key[10:12] + opening.key[4:8] == target:
-                return opening
-        return None
+        return self._openings.get(peer[2:] + target[2:] + peer[:2] + target[:2])
 
     def _forget(self, opening: Opening) -> None:
         if self._openings.pop(opening.key, None) is None:
@@ -281,11 +267,6 @@ class TcpUplink:
         _count(self._opening, opening.owner, -1)
         if not opening.accepted:
             _count(self._held, opening.owner, -1)
-        if opening.connected:
-            siblings = self._by_guest_port[opening.guest]
-            siblings.remove(opening)
-            if not siblings:
-                del self._by_guest_port[opening.guest]
 
     def _answer(self, opening: Opening, error: int) -> None:
         header, packet = opening.header, opening.packet

@@ -28,7 +28,6 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from openvmnet.budget import by_address
 from openvmnet.errors import HostError
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
@@ -75,11 +74,9 @@ class UdpFlow:
         "segments",
     )
 
-    def __init__(
-        self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int, owner: int
-    ) -> None:
+    def __init__(self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int) -> None:
         self._udp = udp
-        self.owner = owner
+        self.owner = header.identification  # the port
         self.key = key
         self.packet = packet[: header.payload + 8]
         self.header = header
@@ -127,7 +124,6 @@ class UdpUplink:
         self._batch = Batch(_BATCH, _LARGEST, names=False)
         self._owners: dict[int, OrderedDict[bytes, UdpFlow]] = {}  # the least recently active first
         self._flows: dict[bytes, UdpFlow] = {}
-        self.owner: Callable[[bytes], int] = by_address  # whose flows a source address opens; set by the network
         self._failed, self._full = Notice(log), Notice(log)
         self.counters = {"udp_opened": 0, "udp_evicted": 0, "udp_errors": 0, "udp_dropped": 0}
 
@@ -273,7 +269,7 @@ class UdpUplink:
             error = sockets.connect(guest, guest_peer)
             if error:
                 raise OSError(error, os.strerror(error))
-            flow = UdpFlow(self, key, packet, header, guest, host, self.owner(header.src))
+            flow = UdpFlow(self, key, packet, header, guest, host)
             self._lane.watch(guest, READ, flow.on_guest)
             self._lane.watch(host, READ, flow.on_host)
         except (OSError, HostError) as error:

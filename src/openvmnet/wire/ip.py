@@ -29,7 +29,10 @@ _QUOTE = 548  # octets of the offending packet in an ICMP error: RFC 1812 sectio
 
 
 class Header(NamedTuple):
-    """The parts of an IPv4 header that a flow's opening needs; `payload` is the offset of what follows it."""
+    """The parts of an IPv4 header that a flow's opening needs; `payload` is the offset of what follows it.
+
+    `identification` is, in what the firewall hands to Python, the number of the port that the packet came through.
+    """
 
     src: bytes
     dst: bytes
@@ -38,13 +41,14 @@ class Header(NamedTuple):
     dont_fragment: bool
     payload: int
     total: int
+    identification: int
 
 
 def parse(packet: bytes) -> Header:
     """Read the header of a whole, unfragmented IPv4 packet; `Malformed` for anything else."""
     if len(packet) < 20:
         raise Malformed(f"an IPv4 header has 20 octets or more, not {len(packet)}")
-    version_ihl, _, total, _, fragment, ttl, protocol, _, src, dst = _HEADER.unpack_from(packet)
+    version_ihl, _, total, identification, fragment, ttl, protocol, _, src, dst = _HEADER.unpack_from(packet)
     length = (version_ihl & 15) * 4
     if version_ihl >> 4 != 4:
         raise Malformed(f"IP version {version_ihl >> 4}, not 4")
@@ -52,7 +56,7 @@ def parse(packet: bytes) -> Header:
         raise Malformed(f"header of {length} octets in a packet of {total}, of which {len(packet)} are here")
     if fragment & 0x3FFF:
         raise Malformed("a fragment")
-    return Header(src, dst, protocol, ttl, bool(fragment & _DONT_FRAGMENT), length, total)
+    return Header(src, dst, protocol, ttl, bool(fragment & _DONT_FRAGMENT), length, total, identification)
 
 
 def checksum(data: bytes) -> int:

@@ -53,8 +53,12 @@ class LinuxEngine:
         self._pool: list[int] = []
         self._isolated: dict[str, bool] = {}
 
-    async def up(self) -> None:
-        """Make the namespace a network, or take over the one that is there."""
+    async def up(self, isolated: dict[str, bool]) -> None:
+        """Make the namespace a network, or take over the one that is there.
+
+        `isolated` says of the ports of a process before this one whether they are; a port that nobody knows is. The
+        rules and all that is known of the ports come in one transaction: nothing is open in between.
+        """
         present = (await self.namespace.ask("links")).values["links"]
         await self.namespace.ask("sysctl", values=links.SYSCTLS)
         if BRIDGE not in present:
@@ -74,6 +78,10 @@ class LinuxEngine:
             listen=_BACKLOG,
         )
         rules = firewall.ruleset(self.subnet.gateway, self.subnet.network, self.mac, self.listener.getsockname()[1])
+        for link in self.adopted:
+            self._isolated[link] = isolated.get(link, True)
+            rules += firewall.add_port(link, _number(link), isolated=self._isolated[link])
+        rules += firewall.crowd(crowded=len(self._isolated) > 1)
         await self.namespace.run(["nft", "-f", "-"], rules)
         (self._netlink,) = self.namespace.sockets(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._netlink.settimeout(1.0)
@@ -109,13 +117,13 @@ class LinuxEngine:
         link = f"{PORT_PREFIX}{number}"
         (fd,) = (await self.namespace.ask("tap", name=link)).fds
         try:
-            await self.adopt(link, isolated=isolated)
+            await self._connect(link, isolated=isolated)
         except BaseException:
             os.close(fd)
             raise
         return link, fd
 
-    async def adopt(self, link: str, *, isolated: bool) -> None:
+    async def _connect(self, link: str, *, isolated: bool) -> None:
         """Put `link` on the bridge and into the rules."""
         await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.mtu, isolated=isolated))
         self._isolated[link] = isolated

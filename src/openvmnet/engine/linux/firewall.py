@@ -25,6 +25,9 @@ kernel), in prerouting at mangle priority, after defragmentation:
 - what is never forwarded (loopback, link-local with the cloud metadata service, this-network, multicast, class E):
   refused with ICMP, counted; other protocols: ICMP protocol unreachable, counted.
 
+What goes to Python carries the number of its port in the IPv4 identification, which nothing after it needs: a guest may
+make up every address, and still is who it is.
+
 Openings are limited per port, so a flood from one guest meets the kernel, not Python, and not its neighbours' share.
 No rule takes text from a user: names of links are ours (vmN), addresses come from `ipaddress` objects.
 Needs nftables 1.0 and Linux 5.10: tproxy, socket, reject in prerouting, dynamic sets with limits.
@@ -119,6 +122,7 @@ def _ip_table(network: IPv4Network, listener: int) -> str:
 table ip vmnet
 delete table ip vmnet
 table ip vmnet {{
+  map ids {{ typeof meta mark : ip id; }}
   set openings {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set dhcp {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set queries {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
@@ -156,6 +160,8 @@ table ip vmnet {{
   }}
   chain opening {{
     update @openings {{ meta mark {_limit(OPENINGS)} }} counter name limited drop
+    ip id set 0
+    ip id set meta mark map @ids
     meta mark set {TO_PYTHON} accept
   }}
   chain refuse {{
@@ -179,6 +185,7 @@ def _limit(rate: int) -> str:
 def add_port(link: str, number: int, *, isolated: bool) -> str:
     """The elements that make `link` port `number`."""
     text = f'add element bridge vmnet marks {{ "{link}" : {PORT_MARK + number} }}\n'
+    text += f"add element ip vmnet ids {{ {PORT_MARK + number} : {number} }}\n"
     if isolated:
         text += f'add element bridge vmnet isolated {{ "{link}" }}\n'
     return text
