@@ -83,7 +83,7 @@ def benched(**options):
     before = set(os.listdir("/proc/self/fd"))
     made = Bench(**options)
     # The listener is not transparent here, so the test says where the guest wanted to go.
-    with mock.patch.object(sockets, "local", lambda _: made.port.to_bytes(2, "big") + LOOPBACK):
+    with mock.patch.object(sockets, "local", return_value=made.port.to_bytes(2, "big") + LOOPBACK):
         try:
             yield made
         finally:
