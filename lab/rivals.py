@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+KERNEL_GATEWAY = "10.99.0.1"  # the kernel contender's bridge
 _NFT_MASQUERADE = """
 table ip lab_nat {
   chain postrouting { type nat hook postrouting priority srcnat; oifname "eth0" masquerade; }
@@ -56,7 +57,7 @@ def _kernel(world: World) -> Iterator[Namespace]:
     link(host, "eth0", world.router, "kernel0")
     world.router.batch("addr add 198.18.0.1/24 dev kernel0")
     host.batch("addr add 198.18.0.2/24 dev eth0", "route add default via 198.18.0.1")
-    host.batch("link add br0 type bridge", "addr add 10.99.0.1/24 dev br0", "link set br0 up")
+    host.batch("link add br0 type bridge", f"addr add {KERNEL_GATEWAY}/24 dev br0", "link set br0 up")
     link(guest, "eth0", host, "port0")
     host.batch("link set port0 master br0")
     guest.batch("addr add 10.99.0.2/24 dev eth0", "route add default via 10.99.0.1")

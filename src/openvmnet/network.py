@@ -246,6 +246,7 @@ class Network:
         self._closers.append(self._tcp.close)
         self._udp = UdpUplink(self._lane, self._engine.transparent, slowpath.write, MTU, udp_limit)
         self._closers.append(self._udp.close)
+        self._udp.turns, self._udp.later = self._tcp.turns, loop.call_later
         self._icmp = icmp.IcmpUplink(self._lane, slowpath.write)
         self._closers.append(self._icmp.close)
         if not icmp.allowed():
@@ -288,7 +289,7 @@ class Network:
 
     def _crowd(self) -> None:
         """Guests share the process's time while there are several."""
-        for budget in (self._slowpath.budget, self._dns.budget):
+        for budget in (self._slowpath.budget, self._udp.budget, self._dns.budget):
             budget.crowded = len(self._ports) > 1
 
     def _adopt(self) -> None:

@@ -21,6 +21,7 @@ class PipePool:
     def __init__(self, limit: int = LIMIT, size: int = SIZE) -> None:
         self.size = size
         self.lent = 0
+        self.turns = 0  # pump turns of all flows, for who wants to know whether TCP is moving
         self._limit = limit
         self._free: list[tuple[int, int]] = []
 

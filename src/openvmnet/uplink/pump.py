@@ -207,6 +207,7 @@ class Flow:
         if way.spill:
             return self._copy(way)
         pool = self._pool
+        pool.turns += 1
         if way.pipe is None:
             way.pipe = pool.borrow()
             if way.pipe is None:

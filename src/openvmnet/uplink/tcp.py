@@ -222,6 +222,10 @@ class TcpUplink:
             self.forget_guest(address)
         self._pool.close()
 
+    def turns(self) -> int:
+        """Turns in which bulk was moved, since the beginning."""
+        return self._pool.turns
+
     def pending(self) -> int:
         """Openings now."""
         return len(self._openings)

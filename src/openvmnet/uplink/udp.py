@@ -11,6 +11,10 @@ and time exceeded as the ICMP message they came as, from the router that sent it
 needed" with its MTU. The host socket sends with DF if the guest's first datagram had it. A datagram larger than the
 guest's link can only have come in fragments, so it may leave in fragments too.
 
+Datagrams know no back pressure: a guest that sends more than the path takes would take the whole thread. While other
+guests are plugged and TCP is moving, one port's datagrams may have SHARE of it; beyond that its sockets rest until the
+next window, and what their queues do not hold is lost, as on a slower link.
+
 Flows end after IDLE_NEW seconds without a datagram, after IDLE_ANSWERED once the outside has answered (conntrack's
 nf_conntrack_udp_timeout and _timeout_stream). The table is bounded; when it is full, the least recently active flow of
 the port that has most of them gives way, so a guest that scans pushes out its own flows and nobody else's.
@@ -28,6 +32,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from openvmnet.budget import WINDOW, Budget
 from openvmnet.errors import HostError
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
@@ -45,6 +50,8 @@ log = logging.getLogger(__name__)
 
 IDLE_NEW = 30.0  # s
 IDLE_ANSWERED = 180.0  # s
+SHARE = 0.15  # of the thread's time, for one port's datagrams while others' TCP wants it too
+_QUIET = 10  # turns of TCP in a window that are nobody's bulk
 _TOUCH = 1.0  # s; activity is noted no more often than this
 _ROUNDS = 2  # batches moved in one turn; the rest waits for the next, which level-triggered epoll promises
 _BATCH = 64  # datagrams
@@ -94,7 +101,9 @@ class UdpFlow:
         if mask & BROKEN:
             # The guest's own ICMP error about an answer: nobody outside waits for it; reading it clears it.
             sockets.pending_error(self.guest)
-        self._udp.relay_up(self)
+        if mask & READ and self._udp.allows(self, self.guest):
+            self._udp.relay_up(self)
+            self._udp.budget.charge(self.owner)
 
     def on_host(self, mask: int) -> None:
         """The outside has answered, or reported an error."""
@@ -102,8 +111,9 @@ class UdpFlow:
             return
         if mask & BROKEN:
             self._udp.report(self)
-        if mask & READ:
+        if mask & READ and self._udp.allows(self, self.host):
             self._udp.relay_down(self)
+            self._udp.budget.charge(self.owner)
 
 
 class UdpUplink:
@@ -125,6 +135,14 @@ class UdpUplink:
         self._owners: dict[int, OrderedDict[bytes, UdpFlow]] = {}  # the least recently active first
         self._flows: dict[bytes, UdpFlow] = {}
         self._failed, self._full = Notice(log), Notice(log)
+        self._paused: list[tuple[UdpFlow, int]] = []
+        self._turns = 0
+        self._contended = False
+        self._looked = 0.0
+        self.budget = Budget(SHARE)
+        # Set by the network: what counts the turns of everybody's TCP, and how to be called later.
+        self.turns: Callable[[], int] = lambda: 0
+        self.later: Callable[[float, Callable[[], None]], object] = lambda _, work: work()
         self.counters = {"udp_opened": 0, "udp_evicted": 0, "udp_errors": 0, "udp_dropped": 0}
 
     def __len__(self) -> int:
@@ -148,6 +166,32 @@ class UdpUplink:
         self._send_one(flow, packet[offset + 8 : offset + length])
         if fresh:
             self._settle(flow)
+
+    def allows(self, flow: UdpFlow, fd: int) -> bool:
+        """Whether the flow's port may have a turn now; if not, its descriptor `fd` rests until the next window."""
+        budget = self.budget
+        budget.begin()
+        if not budget.crowded or budget.allows(flow.owner) or not self._is_contended():
+            return True
+        self._lane.change(fd, 0)
+        if not self._paused:
+            self.later(WINDOW, self._resume)
+        self._paused.append((flow, fd))
+        return False
+
+    def _is_contended(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked > WINDOW:
+            turns = self.turns()
+            self._contended = turns - self._turns > _QUIET
+            self._turns, self._looked = turns, now
+        return self._contended
+
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for flow, fd in paused:
+            if fd in (flow.guest, flow.host):  # else it ended meanwhile
+                self._lane.change(fd, READ)
 
     def relay_up(self, flow: UdpFlow) -> None:
         """Move what the guest has sent."""
