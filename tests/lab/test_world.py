@@ -12,6 +12,7 @@ import pytest
 
 from lab import world as places
 from lab.netns import mounted
+from lab.paths import CHECKOUT
 from lab.world import World
 
 pytestmark = pytest.mark.kernel
@@ -39,6 +40,11 @@ def test_product_is_unprivileged(world):
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert fields["CapEff"] == "0000000000000000"
     assert fields["Uid"].split()[0] != "0"
+
+
+def test_product_reads_the_checkout_and_runs_the_installed_copy(world):
+    assert "openvmnet" in world.product_run(["cat", str(CHECKOUT / "pyproject.toml")]).stdout
+    assert world.product_run(["vmnet", "--help"]).stdout.startswith("Usage")
 
 
 def test_product_sees_only_the_host(world):
