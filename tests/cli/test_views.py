@@ -41,7 +41,7 @@ def view() -> NetworkView:
     ]
     return NetworkView(
         "shared", "shared", "192.168.64.0/24", "192.168.64.1", "192.168.64.2", "192.168.64.254", "192.168.64.1",
-        "vmnet.internal", 1500, 55, 65.0, ports, {"tcp": 3, "udp": 0}, {"limited": 1}, ["taken over"],
+        "vmnet.internal", 1500, 55, 65.0, ports, {"tcp": 3, "udp": 0}, {"firewall_limited": 1}, ["taken over"],
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ DNS       192.168.64.1
 domain    vmnet.internal
 MTU       1500
 flows     3 tcp
-counters  1 limited
+firewall  1 limited
 uptime    1 min 5 s
 pid       55
 note: taken over

@@ -105,5 +105,6 @@ def test_parsing_scapys_headers(src, dst, protocol, ttl, dont, more, offset, opt
         with pytest.raises(Malformed):
             ip.parse(packet)
         return
-    expected = (packed(src), packed(dst), protocol, ttl, dont, 20 + 4 * options, 20 + 4 * options + len(payload))
+    length = 20 + 4 * options
+    expected = (packed(src), packed(dst), protocol, ttl, dont, length, length + len(payload), 1)
     assert ip.parse(packet) == expected

@@ -158,6 +158,8 @@ class Machine(RuleBasedStateMachine):
         if belief is not None and belief.until > self.now:
             self.guests[number].server = self.server
             self.guests[number].decline(belief.ip, self.now)
+            if max(self.server.pool._conflict_count.values(), default=0) >= 8:
+                self.statics.clear()  # one of them may have been dropped for this one
             self.statics[belief.ip] = self.now + 600
 
     @rule(number=GUESTS, ip=ADDRESSES)
@@ -175,8 +177,12 @@ class Machine(RuleBasedStateMachine):
     @rule(ip=st.sampled_from(POOL))
     def static(self, ip: str) -> None:
         self.server.seen_arp(packed(ip), b"\x02\0\0\0\0\x77", port=1, now=self.now)
-        # A port's bound of conflicts may drop an older one; the model keeps only what is sure.
-        if not self.holders(ip) and self.book.by_ip(IPv4Address(ip)) is None and len(self.statics) < 8:
+        # A port's bound of conflicts drops an older one for each one more; the model keeps only what is sure.
+        if self.holders(ip) or self.book.by_ip(IPv4Address(ip)) is not None or ip in self.statics:
+            return
+        if self.server.pool._conflict_count[1] >= 8:
+            self.statics.clear()
+        else:
             self.statics[ip] = self.now + 3600
 
     @rule(port=st.sampled_from(PORTS))

@@ -62,7 +62,7 @@ def _print(view: NetworkView) -> None:
             ("domain", view.domain),
             ("MTU", view.mtu),
             ("flows", _counts(view.flows)),
-            ("counters", _counts(view.counters)),
+            *_counters(view.counters),
             ("uptime", render.duration(view.uptime)),
             ("pid", view.pid),
         ]
@@ -74,6 +74,16 @@ def _print(view: NetworkView) -> None:
         render.table(_COLUMNS, [_row(port) for port in view.ports])
     else:
         click.echo("no VM is plugged in")
+
+
+def _counters(counters: dict[str, int]) -> list[tuple[str, object]]:
+    """A line for each part of the network that counts: `dns  6 queries, 2 local`."""
+    parts: dict[str, dict[str, int]] = {}
+    for name, count in counters.items():
+        part, _, kind = name.partition("_")
+        if count:
+            parts.setdefault(part, {})[kind or part] = count
+    return [(part, _counts(counts)) for part, counts in parts.items()] or [("counters", "none")]
 
 
 def _counts(counts: dict[str, int]) -> str:
