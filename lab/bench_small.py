@@ -36,9 +36,10 @@ def _all(bench: Bench, sample: Callable[[Namespace], float]) -> dict[str, Sample
 
 
 @contextlib.contextmanager
-def _server(world: World) -> Iterator[None]:
+def exchange_server(world: World) -> Iterator[None]:
+    """lab.exchange's server in the world's internet."""
     command = [sys.executable, "-m", "lab.exchange", "server", SERVER, str(_PORT), str(_PORTS)]
-    process = world.internet.popen(command, env=_environment(), stdout=subprocess.PIPE)
+    process = world.internet.popen(command, env=environment(), stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         if process.stdout.readline() != b"ready\n":
@@ -52,27 +53,28 @@ def _server(world: World) -> Iterator[None]:
 
 def _exchange(guest: Namespace, what: str, *numbers: float) -> float:
     command = [sys.executable, "-m", "lab.exchange", what, SERVER, str(_PORT), *(f"{number:g}" for number in numbers)]
-    report = json.loads(guest.run(command, env=_environment(), timeout=60).stdout)
+    report = json.loads(guest.run(command, env=environment(), timeout=60).stdout)
     if report["errors"]:
         raise RuntimeError(f"{report['errors']} connections failed")
     return float(report["per_second"])
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What `python -m lab...` needs in another namespace."""
     return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
 
 
 @row("connect", "TCP connections: connect, one byte each way, close; 16 at once", unit="per s",
      aims={"slirp4netns bridge": 1, "pasta bridge": 1})  # fmt: skip
 def _connect(bench: Bench) -> Iterator[dict[str, Sampler]]:
-    with _server(bench.world):
+    with exchange_server(bench.world):
         yield _all(bench, lambda guest: _exchange(guest, "connect", _PORTS, bench.seconds, _WIDTH))
 
 
 @row("request", "TCP, one byte each way, one after the other", unit="per s",
      aims={"slirp4netns bridge": 1, "pasta bridge": 1})  # fmt: skip
 def _request(bench: Bench) -> Iterator[dict[str, Sampler]]:
-    with _server(bench.world):
+    with exchange_server(bench.world):
         yield _all(bench, lambda guest: _exchange(guest, "request", bench.seconds))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -141,3 +142,38 @@ def test_overlap_with_a_route_of_the_host(world: World) -> None:
     finally:
         world.host.batch("route del 192.168.90.0/24 via 192.0.2.1")
     assert world.wait_gone(5)
+
+
+def test_overlap_with_a_running_network_may_be_forced(world: World) -> None:
+    addresses = "start-address=192.168.91.1,end-address=192.168.91.99,subnet-mask=255.255.255.0"
+    hold = ["sh", "-c", "echo up; exec sleep 100", "sh", "-netdev", f"vmnet-shared,id=n0,{addresses}"]
+    first = world.product(["vmnet", "run", "--name", "one", "--linger", "0", "--", *hold], stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    assert first.stdout.readline() == b"up\n"
+    second = ["vmnet", "run", "--name", "other", "--linger", "0"]
+    argv = ["--", "true", "-netdev", f"vmnet-shared,id=n0,{addresses}"]
+    refused = world.product_run([*second, *argv], check=False)
+    assert refused.returncode == 3
+    assert "running network 'one'" in refused.stderr
+    assert world.product_run([*second, "--force", *argv]).returncode == 0
+    joined = world.product_run(["vmnet", "run", *argv])  # the same addresses and no name: the network that has them
+    assert joined.returncode == 0
+    views = json.loads(world.product_run(["vmnet", "ls", "--json"]).stdout)
+    assert [view["name"] for view in views if view["gateway"] == "192.168.91.1" and view["ports"]] == ["one"]
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    assert world.wait_gone(5), world.leftovers()
+
+
+def test_root_takes_the_same_path(world: World) -> None:
+    home, runtime = world.directory / "root", world.directory / "root-runtime"
+    home.mkdir(mode=0o700)
+    runtime.mkdir(mode=0o700)
+    own = {"HOME": str(home), "XDG_STATE_HOME": str(home), "XDG_RUNTIME_DIR": str(runtime)}
+    argv = ["vmnet", "run", "--name", "roots", "--linger", "0", "--"]
+    argv += ["sh", "-c", "vmnet show roots --json", "sh", "-netdev", "vmnet-shared,id=n0"]
+    done = world.as_root(argv, env=world.environment() | own)
+    assert [port["port"] for port in json.loads(done.stdout)["ports"]] == ["vm1"]
+    assert within(5, lambda: not (runtime / "openvmnet" / "roots").exists())
+    assert world.wait_gone(5), world.leftovers()
