@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from typing import TYPE_CHECKING
 
 from lab.netns import Namespace, link
@@ -66,10 +68,13 @@ def _neighbours(bench: Bench) -> Iterator[dict[str, Sampler]]:
         link(guest, "eth0", bare, f"port{last}")
         bare.batch(f"link set port{last} master br0")
         guest.batch(f"addr add 10.98.0.{last}/24 dev eth0")
-    servers = [
-        guest.popen(["iperf3", "-s", "-p", str(IPERF_PORTS[0])], stdout=-3, stderr=-3) for guest in (other, right)
-    ]
+    command = ["iperf3", "-s", "-p", str(IPERF_PORTS[0])]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    servers = [guest.popen(command, **silent) for guest in (other, right)]
     try:
+        for guest in (other, right):
+            while not guest.run(["ss", "-Hltn", "sport", "=", str(IPERF_PORTS[0])]).stdout:
+                time.sleep(0.01)
         yield {
             OURS: lambda: iperf(one, bench.seconds, server=address),
             "bare bridge": lambda: iperf(left, bench.seconds, server="10.98.0.2"),
