@@ -69,6 +69,10 @@ class PluggedNetwork:
         guest.batch(f"addr add {prefix}.{int(last) + 200 + number}/24 dev eth0", "link set eth0 up")
         guest.batch(f"route add default via {self.gateway}")
         self.nft(f'add element bridge vmnet marks {{ "{port}" : {_MARK + number} }}')
+        # As for an address by DHCP: it is this port's alone.
+        address = f"{prefix}.{int(last) + 200 + number}"
+        self.nft(f"add element bridge vmnet leased {{ {address} }}")
+        self.nft(f'add element bridge vmnet owned {{ {address} . "{port}" }}')
         self.nft(f"add element ip vmnet ids {{ {_MARK + number} : {900 + number} }}")
         return guest
 

@@ -356,7 +356,7 @@ def test_forget_bears_unknown_and_closed_descriptors(pair):
     lane.close()
 
 
-def test_change_and_rewatch(pair):
+def test_change_and_hand_over(pair):
     one, other = pair
 
     async def main(lane: Lane) -> None:
@@ -369,9 +369,12 @@ def test_change_and_rewatch(pair):
         lane.change(fd, READ | EDGE)
         await asyncio.sleep(0.01)
         assert first == [READ]  # once: edge-triggered, and nobody reads
-        lane.rewatch(fd, READ | EDGE, second.append)
+        lane.hand_over(fd, second.append)
         await asyncio.sleep(0.01)
-        assert (first, second) == ([READ], [READ])  # the edge is reported anew to the new handler
+        assert (first, second) == ([READ], [])  # the edge was the first one's
+        other.send(b"y")
+        await asyncio.sleep(0.01)
+        assert (first, second) == ([READ], [READ])
         lane.change(fd, WRITE | EDGE)
         await asyncio.sleep(0.01)
         assert second[1:] == [WRITE]

@@ -63,9 +63,8 @@ class Lane(selectors.BaseSelector):
         """Wait for other events on a watched `fd`; 0 disarms it but for errors and hang-ups."""
         self._epoll.modify(fd, events)
 
-    def rewatch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Give a watched `fd` another handler; an edge that the old one saw is reported anew if it still holds."""
-        self._epoll.modify(fd, events)
+    def hand_over(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Give a watched `fd` another handler. An edge that the old one saw is not reported again."""
         self._handlers[fd] = handler
 
     def forget(self, fd: int) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -32,6 +33,7 @@ _T = TypeVar("_T")
 
 _MAX_SIZE = 16 << 20  # octets; a full book has about 1 MiB
 _MAX_HELD = 4096
+_WAY = 0.0001  # seconds; a thread wakes in about half of it
 
 
 class LeaseFile:
@@ -124,6 +126,18 @@ class Committer(Generic[_T]):
         self._writing, self._in_flight = True, batch
         done = asyncio.get_running_loop().run_in_executor(self._thread, self._file.write, data)
         done.add_done_callback(self._written)
+        self._give_way()
+
+    def _give_way(self) -> None:
+        """Let the write's thread have the interpreter, once a turn of the loop.
+
+        A loop that is busy gives the interpreter's lock away with every system call and takes it back microseconds
+        later, before a waiting thread is awake: that one may wait for ever, since it asks for the lock by itself only
+        when nobody has let it go for five milliseconds.
+        """
+        if self._writing:
+            time.sleep(_WAY)
+            asyncio.get_running_loop().call_soon(self._give_way)
 
     def _written(self, done: asyncio.Future[None]) -> None:
         error = None if done.cancelled() else done.exception()

@@ -68,7 +68,7 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("_tcp", "accepted", "connected", "deadline", "fd", "header", "key", "owner", "packet")
+    __slots__ = ("_tcp", "accepted", "connected", "deadline", "fd", "header", "key", "owner", "packet", "seen")
 
     def __init__(self, tcp: TcpUplink, key: bytes, packet: bytes, header: ip.Header, fd: int, owner: int) -> None:
         self._tcp = tcp
@@ -78,16 +78,21 @@ class Opening:
         self.header = header
         self.fd = fd
         self.connected = False
+        self.seen = 0  # what epoll told in the meantime
         self.accepted = False  # the guest came; a flow has it now
         self.deadline = 0.0
 
     def on_event(self, mask: int) -> None:
         """Readiness of the host socket, before the guest's side exists."""
-        if self.fd < 0 or self.connected:
-            return  # what comes now waits for the flow, whose registration reports it again
+        if self.fd < 0:
+            return
+        if self.connected:
+            self.seen |= mask  # for the flow, which is not there yet
+            return
         if mask & BROKEN:
             self._tcp.failed(self, sockets.pending_error(self.fd) or errno.ECONNREFUSED)
         elif mask & WRITE:
+            self.seen = mask & ~WRITE  # an answer may be there with the acceptance
             self._tcp.connected(self)
 
 
@@ -117,6 +122,7 @@ class TcpUplink:
         self._pool = PipePool()
         self._openings: dict[bytes, Opening] = {}
         self._opening: dict[int, int] = {}  # openings by owner
+        self._awaited = 0  # guests that the kernel shakes hands with
         self._held: dict[int, int] = {}  # openings and flows by owner
         self._full = Notice(log)
         self.flows: set[Flow] = set()
@@ -177,6 +183,7 @@ class TcpUplink:
     def connected(self, opening: Opening) -> None:
         """The outside has accepted: let the kernel shake hands with the guest."""
         opening.connected = True
+        self._awaited += 1
         opening.deadline = time.monotonic() + ACCEPT_TIMEOUT
         self._write(opening.packet)
 
@@ -253,9 +260,13 @@ class TcpUplink:
             flow.owner = opening.owner
             self.flows.add(flow)
             self.counters["tcp_opened"] += 1
-            # The host's socket is watched already, its edge perhaps seen: registering anew reports what is there now.
-            self._lane.rewatch(host, EVENTS, flow.on_host)
+            # The host's socket is watched already: what came while there was no flow is told to it now.
+            self._lane.hand_over(host, flow.on_host)
             self._lane.watch(guest, EVENTS, flow.on_guest)
+            if opening.seen:
+                flow.on_host(opening.seen)
+            if not self._awaited:
+                return  # nobody else is expected: spare accept4(2) its EAGAIN
 
     def _ended(self, flow: Flow) -> None:
         self.flows.discard(flow)
@@ -269,6 +280,7 @@ class TcpUplink:
         if self._openings.pop(opening.key, None) is None:
             return
         _count(self._opening, opening.owner, -1)
+        self._awaited -= opening.connected
         if not opening.accepted:
             _count(self._held, opening.owner, -1)
 
