@@ -115,9 +115,4 @@ class PluggedNetwork:
     def _attach(self) -> list[str]:
         self._tag = f"{self._world.tag}-{self.name}"
         subprocess.run(["ip", "netns", "attach", self._tag, str(self.agent)], check=True, timeout=30)
-        prefix = ["ip", "netns", "exec", self._tag]
-        congestion = self._world.congestion
-        subprocess.run(
-            [*prefix, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={congestion}"], check=True, timeout=30
-        )
-        return prefix
+        return ["ip", "netns", "exec", self._tag]

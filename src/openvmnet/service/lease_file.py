@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 
 _MAX_SIZE = 16 << 20  # octets; a full book has about 1 MiB
 _MAX_HELD = 4096
+_PATIENCE = 0.002  # seconds that a write may take before it is helped
 _WAY = 0.0001  # seconds; a thread wakes in about half of it
 
 
@@ -126,7 +127,7 @@ class Committer(Generic[_T]):
         self._writing, self._in_flight = True, batch
         done = asyncio.get_running_loop().run_in_executor(self._thread, self._file.write, data)
         done.add_done_callback(self._written)
-        self._give_way()
+        asyncio.get_running_loop().call_later(_PATIENCE, self._give_way)
 
     def _give_way(self) -> None:
         """Let the write's thread have the interpreter, once a turn of the loop.

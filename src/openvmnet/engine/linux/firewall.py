@@ -58,6 +58,10 @@ ARP_RATE = 500
 NEVER = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
 
 
+# The way of each kind of frame, in one look-up. What is still tagged behind its first tag is dropped unseen.
+_KINDS = "ip : goto guard_ip, arp : goto guard_arp, ip6 : goto guard_ip6, 8021q : goto tagged, 8021ad : goto tagged"
+
+
 def ruleset(gateway: IPv4Address, network: IPv4Network, mac: str, listener: int) -> str:
     """The whole ruleset; `listener` is the port of the pump's transparent socket on 127.0.0.1."""
     return _bridge_table(gateway, mac) + _ip_table(network, listener)
@@ -83,10 +87,10 @@ table bridge vmnet {{
     meta mark set iifname map @marks
     meta pkttype broadcast update @storms {{ iifname {_limit(BROADCASTS)} }} counter name storm drop
     ether saddr {mac} counter name spoofed drop
-    meta protocol {{ 8021q, 8021ad }} counter name spoofed drop
-    meta protocol arp jump guard_arp
-    meta protocol ip jump guard_ip
-    meta protocol ip6 jump guard_ip6
+    meta protocol vmap {{ {_KINDS} }}
+  }}
+  chain tagged {{
+    counter name spoofed drop
   }}
   chain guard_arp {{
     meta protocol arp arp saddr ip {gateway} counter name spoofed drop
@@ -95,10 +99,13 @@ table bridge vmnet {{
     update @arps {{ iifname {_limit(ARP_RATE)} }} drop
   }}
   chain guard_ip {{
-    ip saddr {gateway} counter name spoofed drop
-    ip saddr @leased ip saddr . iifname != @owned counter name spoofed drop
-    ip saddr 127.0.0.0/8 counter name spoofed drop
     ip daddr 127.0.0.0/8 counter name spoofed drop
+    meta l4proto udp jump guard_udp
+    ip saddr . iifname @owned accept
+    ip saddr @leased counter name spoofed drop
+    ip saddr {{ {gateway}, 127.0.0.0/8 }} counter name spoofed drop
+  }}
+  chain guard_udp {{
     udp dport 68 counter name spoofed drop
     udp sport 67 udp dport != 67 counter name spoofed drop
   }}
