@@ -36,10 +36,11 @@ def main(argv: list[str]) -> int:
     import msgspec
 
     from openvmnet import control, state
+    from openvmnet.engine.linux.agent import drop_descriptors
     from openvmnet.errors import VmnetError
 
     spec = msgspec.json.decode(argv[2], type=control.Spec)
-    _drop_descriptors(ready)
+    drop_descriptors({ready})
     directory = state.runtime(name)
     before: Record | None = None
     try:
@@ -164,14 +165,6 @@ def _sweep(directory: Path, *, keep: bool = False) -> None:
         (directory / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         directory.rmdir()
-
-
-def _drop_descriptors(ready: int) -> None:
-    """Close what the user's shell had open beside the standard three: a pipe's other end may wait for it to close."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != ready:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
+from openvmnet.kernel.sockets import IP_RECVERR
 from openvmnet.notice import Notice
 from openvmnet.wire import dns
 
@@ -51,7 +52,7 @@ MAX_PER_CLIENT = 256
 _TCP_EACH = 3.0  # s a server has to answer by TCP
 _TCP_ALL = 8.0  # s for all servers together: less than a client's connection may idle
 _LARGEST = 4096  # octets of an answer by UDP; we ask for no more than 1,232
-_IP_RECVERR, _IPV6_RECVERR = 11, 25  # ip(7), ipv6(7): "no route" and the like become errors of the socket
+_IPV6_RECVERR = 25  # ipv6(7), as IP_RECVERR of ip(7): "no route" and the like become errors of the socket
 
 
 class Waiter(NamedTuple):
@@ -230,7 +231,7 @@ class Forwarder:
         try:
             sock = socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             if server.family == socket.AF_INET:
-                sock.setsockopt(socket.SOL_IP, _IP_RECVERR, 1)
+                sock.setsockopt(socket.SOL_IP, IP_RECVERR, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
             sock.connect(server.sockaddr)

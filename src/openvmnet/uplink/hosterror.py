@@ -12,12 +12,12 @@ import socket
 import struct
 from typing import NamedTuple
 
+from openvmnet.kernel.sockets import IP_RECVERR
 from openvmnet.wire import ip
 
 _ERRORS = 16  # read at one go; the queue is bounded by the socket's buffer
 _EXTENDED = struct.Struct("=IBBBBII")  # ee_errno, ee_origin, ee_type, ee_code, ee_pad, ee_info, ee_data
 _FROM_HOST, _FROM_ICMP = 1, 2  # SO_EE_ORIGIN_LOCAL, SO_EE_ORIGIN_ICMP
-_IP_RECVERR = 11
 _MSG_ERRQUEUE = 0x2000
 
 # A local errno as the code of ICMP "destination unreachable", where the kernel refused without asking the network.
@@ -53,7 +53,7 @@ def read(fd: int) -> list[HostError]:
         while len(found) < _ERRORS:
             data, ancillary, _, _ = view.recvmsg(64, 512, _MSG_ERRQUEUE | socket.MSG_DONTWAIT)
             for level, kind, payload in ancillary:
-                if level == socket.SOL_IP and kind == _IP_RECVERR and len(payload) >= _EXTENDED.size:
+                if level == socket.SOL_IP and kind == IP_RECVERR and len(payload) >= _EXTENDED.size:
                     found.append(_decode(payload, data))
     except OSError:  # EAGAIN: the queue is empty
         pass

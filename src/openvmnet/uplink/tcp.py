@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
 from openvmnet.notice import Notice
+from openvmnet.uplink import hosterror
 from openvmnet.uplink.pipes import PipePool
 from openvmnet.uplink.pump import EVENTS, Flow
 from openvmnet.wire import ip
@@ -46,21 +47,13 @@ log = logging.getLogger(__name__)
 
 OPENINGS_PER_GUEST = 512
 ACCEPT_TIMEOUT = 30.0  # s; a guest that answers at all answers a SYN-ACK within a round trip of the bridge
-KEEPALIVE_AFTER = 30.0  # s between sweeps that turn keep-alive on for flows that have lived through one
 KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection after (RFC 5382: 2 h 4 min at the least)
 LOST_TIMEOUT = 60.0  # s for a peer to take what the other side sent before it was reset (a kernel's own patience, too)
 _ACCEPTS = 64  # connections accepted in one turn
 
 # What a failed connect(2) is to the guest: an ICMP unreachable code, or a RST. Everything else stays unanswered.
-_UNREACHABLE = {
-    errno.ENETUNREACH: ip.NET,
-    errno.EHOSTUNREACH: ip.HOST,
-    errno.EHOSTDOWN: ip.HOST,
-    errno.ENOPROTOOPT: ip.PROTOCOL,
-    errno.EACCES: ip.ADMIN_PROHIBITED,
-    errno.EPERM: ip.ADMIN_PROHIBITED,
-    errno.EINVAL: ip.NET,
-}
+# A refusal is a RST, which comes first.
+_UNREACHABLE = hosterror.UNREACHABLE | {errno.ENOPROTOOPT: ip.PROTOCOL}
 _FLAGS = ip.SYN | ip.ACK | ip.RST | ip.FIN
 _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 
@@ -199,10 +192,7 @@ class TcpUplink:
         """Once in a while: reset what no guest came for, and turn keep-alive on for what has lived for some time."""
         now = time.monotonic()
         for opening in [one for one in self._openings.values() if one.connected and one.deadline < now]:
-            self._forget(opening)
-            self._lane.dropped(opening.fd)
-            sockets.abort(opening.fd)
-            opening.fd = -1
+            self._abort(opening)
         for flow in [one for one in self.flows if one.lost and one.lost + LOST_TIMEOUT < now]:
             flow.abort()
         for flow in self.flows:
@@ -216,10 +206,7 @@ class TcpUplink:
         for flow in [one for one in self.flows if one.guest_address == address]:
             flow.abort()
         for opening in [one for one in self._openings.values() if one.key[:4] == address]:
-            self._forget(opening)
-            self._lane.dropped(opening.fd)
-            sockets.abort(opening.fd)
-            opening.fd = -1
+            self._abort(opening)
 
     def close(self) -> None:
         """End everything."""
@@ -283,6 +270,13 @@ class TcpUplink:
         self._awaited -= opening.connected
         if not opening.accepted:
             _count(self._held, opening.owner, -1)
+
+    def _abort(self, opening: Opening) -> None:
+        """No guest comes for it: end it, with a RST to the outside."""
+        self._forget(opening)
+        self._lane.dropped(opening.fd)
+        sockets.abort(opening.fd)
+        opening.fd = -1
 
     def _answer(self, opening: Opening, error: int) -> None:
         header, packet = opening.header, opening.packet

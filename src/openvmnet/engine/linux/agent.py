@@ -89,7 +89,7 @@ def _main(path: str, ready: int) -> None:
         listener.bind(path)
         listener.listen(4)
         own = os.stat(path)
-        _drop_descriptors({ready, listener.fileno()})
+        drop_descriptors({ready, listener.fileno()})
     except OSError as error:
         os.write(ready, f"{error.errno} {error.strerror or error}".encode())
         return
@@ -118,8 +118,11 @@ def _enter_namespaces() -> None:
             raise OSError(error.errno, f"/proc/self/{name}: {error.strerror}") from error
 
 
-def _drop_descriptors(keep: set[int]) -> None:
-    """Close all but `keep` and standard error: what a user's shell left open is not the agent's."""
+def drop_descriptors(keep: set[int]) -> None:
+    """Close all but `keep` and the standard three: what a user's shell left open is not ours.
+
+    The other end of such a pipe may wait for it to close.
+    """
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:
