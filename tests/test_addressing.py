@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from openvmnet import addressing, netdev, state
+from openvmnet.config import NetworkConfig
 from openvmnet.control import Spec
 from openvmnet.errors import Conflict, HostError, OptionError
 from openvmnet.netdev import Subnet
@@ -30,11 +31,11 @@ def given(start: str, end: str, *, force: bool = False) -> Spec:
 def running(name: str, third: int) -> None:
     """Another network that runs."""
     subnet = Subnet.from_options(f"192.168.{third}.1", f"192.168.{third}.254", "255.255.255.0")
-    state.write(state.runtime(name) / "network.json", addressing.Remembered(subnet), durable=False)
+    state.write(state.runtime(name) / "network.json", {"config": NetworkConfig(name, subnet=subnet)}, durable=False)
 
 
 def network(choice: addressing.Choice) -> str:
-    return str(choice.subnet.network)
+    return str(choice.config.subnet.network)
 
 
 def test_the_first_that_is_free(host):
@@ -46,13 +47,13 @@ def test_the_first_that_is_free(host):
 
 
 def test_a_name_keeps_what_it_had(host):
-    addressing.remember("x", addressing.choose("x", Spec()).subnet)
+    addressing.remember(addressing.choose("x", Spec()).config)
     assert network(addressing.choose("y", Spec())) == "192.168.65.0/24"  # kept for x, though it does not run
     assert network(addressing.choose("x", Spec())) == "192.168.64.0/24"
 
 
 def test_what_it_had_and_cannot_have_any_more_is_said(host):
-    addressing.remember("x", addressing.choose("x", Spec()).subnet)
+    addressing.remember(addressing.choose("x", Spec()).config)
     host.append(IPv4Network("192.168.64.128/25"))
     choice = addressing.choose("x", Spec())
     assert network(choice) == "192.168.65.0/24"
@@ -61,11 +62,11 @@ def test_what_it_had_and_cannot_have_any_more_is_said(host):
 
 def test_given_ones_are_taken(host):
     choice = addressing.choose("x", given("10.1.2.1", "10.1.2.99"))
-    assert (str(choice.subnet.gateway), str(choice.subnet.last)) == ("10.1.2.1", "10.1.2.99")
+    assert (str(choice.config.subnet.gateway), str(choice.config.subnet.last)) == ("10.1.2.1", "10.1.2.99")
 
 
 def test_given_ones_may_be_what_is_kept_for_another_name(host):
-    addressing.remember("y", addressing.choose("y", Spec()).subnet)
+    addressing.remember(addressing.choose("y", Spec()).config)
     assert network(addressing.choose("x", given("192.168.64.1", "192.168.64.9"))) == "192.168.64.0/24"
 
 

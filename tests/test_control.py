@@ -7,15 +7,18 @@ import os
 import socket
 import threading
 import time
+from ipaddress import IPv6Network
 
 import msgspec
 import pytest
 
 from openvmnet import control, errors, state
+from openvmnet.config import NetworkConfig
 from openvmnet.control import Client, Fault, NetworkView, PlugReply, PlugRequest, Spec
 from openvmnet.controlserver import _CLIENTS, ControlServer
 from openvmnet.errors import Conflict, HostError, NotFound
 from openvmnet.kernel.loop import run
+from openvmnet.netdev import Subnet
 
 REQUEST = PlugRequest(vm="v", netdev="n0", mac=None, identity="v", index=0, isolated=False, pid=1)
 VIEW = NetworkView("x", "shared", "10.0.0.0/24", "10.0.0.1", "10.0.0.2", "10.0.0.9", "10.0.0.1", "d", 1500, 1, 1.0)
@@ -217,14 +220,48 @@ def test_listing_passes_over_what_is_dead(directory, served):
     assert [view.name for view in control.list_networks()] == ["x"]
 
 
-def test_a_running_network_with_other_addresses_is_a_conflict(served):
-    spec = Spec(name="x", start_address="10.9.0.1", end_address="10.9.0.9", subnet_mask="255.255.255.0")
-    with pytest.raises(Conflict, match=r"runs with start-address=10\.0\.0\.1, end-address=10\.0\.0\.9"):
-        control.open_network(spec, progress=lambda _: None)
+UUID = "a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d"
+SUBNET = Subnet.from_options("10.0.0.1", "10.0.0.9", "255.255.255.0")
+GIVEN = {"start_address": "10.0.0.1", "end_address": "10.0.0.9", "subnet_mask": "255.255.255.0"}
 
 
-def test_the_same_addresses_mean_the_same_network(served):
-    spec = Spec(start_address="10.0.0.1", end_address="10.0.0.9", subnet_mask="255.255.255.0")
-    one = control.open_network(spec, progress=lambda _: None)
+def runs(directory, **config) -> None:
+    """The record of network x."""
+    config = NetworkConfig("x", **{"subnet": SUBNET, "prefix": IPv6Network("fd00:1::/64"), **config})
+    state.write(directory / "network.json", {"config": config}, durable=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "spec", "words"),
+    [
+        ({}, {"mode": "host"}, "network 'x' is vmnet-shared, not vmnet-host"),
+        ({"mode": "host"}, {}, "network 'x' is vmnet-host, not vmnet-shared"),
+        ({}, GIVEN | {"end_address": "10.0.0.8"}, "runs with end-address=10.0.0.9, not with 10.0.0.8"),
+        ({}, GIVEN | {"start_address": "10.0.0.2"}, "runs with start-address=10.0.0.1, not with 10.0.0.2"),
+        ({}, GIVEN | {"subnet_mask": "255.255.0.0"}, "runs with subnet-mask=255.255.255.0, not with 255.255.0.0"),
+        ({"subnet": None}, GIVEN, "runs with start-address=none, not with 10.0.0.1"),
+        ({"mode": "host"}, {"mode": "host", "net_uuid": UUID}, f"runs with net-uuid=none, not with {UUID}"),
+        ({"mode": "host", "net_uuid": UUID}, {"mode": "host"}, f"runs with net-uuid={UUID}, not with none"),
+        ({"mtu": 9000}, {"mtu": 1500}, "runs with mtu=9000, not with 1500"),
+        ({}, {"nat66_prefix": "fd00:2::"}, "runs with nat66-prefix=fd00:1::/64, not with fd00:2::/64"),
+        ({}, {"host_loopback": True}, "runs with --host-loopback=off, not with on"),
+    ],
+)
+def test_a_running_network_that_is_another_is_a_conflict(served, directory, config, spec, words):
+    runs(directory, **config)
+    with pytest.raises(Conflict) as caught:
+        control.open_network(Spec(name="x", **spec), progress=lambda _: None)
+    assert words in caught.value.message
+
+
+def test_a_running_network_that_is_the_same_is_joined(served, directory):
+    runs(directory, mtu=9000, host_loopback=True)
+    for spec in ({}, GIVEN, {"mtu": 9000}, {"nat66_prefix": "fd00:1::/64"}, {"host_loopback": True}):
+        control.open_network(Spec(name="x", **spec), progress=lambda _: None).close()
+
+
+def test_the_same_addresses_mean_the_same_network(served, directory):
+    runs(directory)
+    one = control.open_network(Spec(**GIVEN), progress=lambda _: None)
     assert one.name == "x"
     one.close()

@@ -67,7 +67,7 @@ def test_two_networks_at_once_take_different_subnets(world, hold):
     for name in ("left", "right", "third"):
         hold(name)
     assert eventually(lambda: all(ports(world, name) for name in ("left", "right", "third")), 8)
-    gateways = {record(world, name)["subnet"]["gateway"] for name in ("left", "right", "third")}
+    gateways = {record(world, name)["config"]["subnet"]["gateway"] for name in ("left", "right", "third")}
     assert len(gateways) == 3
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from openvmnet import netdev
 from openvmnet.errors import OptionError
-from openvmnet.netdev import Shared, Subnet
+from openvmnet.netdev import Bridged, Host, Shared, Subnet
 
 PRIVATE = [IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")]
 IDS = st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,40}", fullmatch=True)
@@ -34,7 +34,7 @@ def triples(draw: st.DrawFn) -> tuple[str, str, str]:
 def options(draw: st.DrawFn) -> Shared:
     start, end, mask = draw(st.one_of(st.just((None, None, None)), triples()))
     prefix = draw(st.none() | st.sampled_from(["fd00::", "fd12:3456:789a:1::", "fdff:ffff:ffff:ffff::/64"]))
-    return Shared(draw(IDS), start, end, mask, draw(st.booleans()), prefix)
+    return Shared(draw(IDS), draw(st.booleans()), start, end, mask, prefix, draw(st.none() | st.integers(1280, 65520)))
 
 
 @given(options())
@@ -53,6 +53,8 @@ def test_both_forms_mean_the_same(shared: Shared) -> None:
     ):
         if (value := getattr(shared, field)) is not None:
             members[name] = value
+    if shared.mtu is not None:
+        members["mtu"] = shared.mtu
     text = msgspec.json.encode(members).decode()
     assert netdev.parse(text) == shared
     assert netdev.parse(text.replace('"', "'")) == shared
@@ -62,7 +64,7 @@ def test_both_forms_mean_the_same(shared: Shared) -> None:
 def test_any_text_is_a_value_or_an_option_error(text: str) -> None:
     for candidate in (text, "vmnet-shared," + text, "{" + text):
         with contextlib.suppress(OptionError):
-            assert isinstance(netdev.parse(candidate), Shared)
+            assert isinstance(netdev.parse(candidate), Shared | Host | Bridged)
 
 
 @given(st.text(alphabet="ab,=", max_size=20))
@@ -132,6 +134,8 @@ MASK = "Parameter 'subnet-mask' expects a contiguous mask from 255.0.0.0 (/8) to
 NAT66 = (
     "Parameter 'nat66-prefix' expects a unique local IPv6 prefix (fd00::/8) of 64 bits such as fd12:3456:789a:1::, not "
 )
+UUID = "a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d"
+UUID_ = f"Invalid UUID provided in 'net-uuid': it expects 32 hexadecimal digits such as {UUID}, not '{{}}'"
 IDENTIFIER = "Parameter 'id' expects an identifier (letters, digits, '-', '.', '_', starting with a letter), not '{}'"
 
 
@@ -155,17 +159,36 @@ IDENTIFIER = "Parameter 'id' expects an identifier (letters, digits, '-', '.', '
         ('{"type":"vmnet-shared","id":7}', "Invalid parameter type for 'id', expected: string", "id"),
         ('{"id":"n"}', "Parameter 'type' is missing", "type"),
         ("", "Parameter 'type' is missing", "type"),
+        ("vmnet-host,id=n,nat66-prefix=fd00::", "Invalid parameter 'nat66-prefix'", "nat66-prefix"),
+        ("vmnet-shared,id=n,net-uuid=x", "Invalid parameter 'net-uuid'", "net-uuid"),
+        ("vmnet-bridged,id=n,ifname=en0,mtu=1500", "Invalid parameter 'mtu'", "mtu"),
         (
-            "vmnet-host,id=n",
-            "Parameter 'type' does not accept value 'vmnet-host': this version has vmnet-shared only",
-            "type",
+            "vmnet-bridged,id=n",
+            "Parameter 'ifname' is missing: name the bridge or wired NIC, as in vmnet-bridged,id=net0,ifname=eth0",
+            "ifname",
+        ),
+        ("vmnet-host,id=n,net-uuid=42", UUID_.format("42"), "net-uuid"),
+        (f"vmnet-host,id=n,net-uuid={{{UUID}}}", UUID_.format(f"{{{UUID}}}"), "net-uuid"),
+        (f"vmnet-host,id=n,net-uuid={UUID.replace('-', '')}", UUID_.format(UUID.replace("-", "")), "net-uuid"),
+        *(
+            (f"vmnet-shared,id=n,mtu={mtu}", f"Parameter 'mtu' expects a number from 1280 to 65520, not '{mtu}'", "mtu")
+            for mtu in ("1279", "65521", "-1500", "1500.0", "0x5dc", "", "99999999999999", "¹500")
         ),
         (
-            "vmnet-bridged,id=n,ifname=en0",
-            "Parameter 'type' does not accept value 'vmnet-bridged': this version has vmnet-shared only",
+            '{"type":"vmnet-host","id":"n","mtu":"1500"}',
+            "Invalid parameter type for 'mtu', expected: integer",
+            "mtu",
+        ),
+        (
+            '{"type":"vmnet-host","id":"n","mtu":true}',
+            "Invalid parameter type for 'mtu', expected: integer",
+            "mtu",
+        ),
+        (
+            "user,id=n",
+            "Parameter 'type' does not accept value 'user', only vmnet-shared, vmnet-host, vmnet-bridged",
             "type",
         ),
-        ("user,id=n", "Parameter 'type' does not accept value 'user', only vmnet-shared", "type"),
         (
             "vmnet-shared,id=n,start-address=192.168.64.1",
             TOGETHER + "'end-address' and 'subnet-mask' are missing",
@@ -264,14 +287,32 @@ def test_json_that_is_none_begins_with_qemus_words() -> None:
         netdev.parse('{"type":"vmnet-shared","id":"n",}')
 
 
-def test_ipv6_is_read_and_then_refused_in_one_sentence() -> None:
-    shared = netdev.parse("vmnet-shared,id=n,nat66-prefix=fd00:1::")
-    with pytest.raises(OptionError) as caught:
-        shared.refuse_unserved()
-    assert caught.value.message == (
-        "'nat66-prefix' is not available yet: this version serves IPv4 only, so leave out nat66-prefix=fd00:1::"
-    )
-    netdev.parse("vmnet-shared,id=n").refuse_unserved()
+def test_the_prefix_is_a_network_of_64_bits() -> None:
+    for text in ("fd00:1::", "fd00:1::/64"):
+        shared = netdev.parse(f"vmnet-shared,id=n,nat66-prefix={text}")
+        assert isinstance(shared, Shared)
+        assert shared.prefix == IPv6Network("fd00:1::/64")
+    assert Shared("n").prefix is None
+
+
+@given(IDS, st.booleans(), st.none() | triples(), st.none() | st.uuids(), st.none() | st.integers(1280, 65520))
+def test_host_options_are_read_back(id_, isolated, triple, uuid, mtu) -> None:
+    start, end, mask = triple or (None, None, None)
+    host = Host(id_, isolated, start, end, mask, uuid and str(uuid).upper(), mtu)
+    assert netdev.parse(host.format()) == host
+    assert host.uuid == (uuid and str(uuid))
+
+
+@given(IDS, st.booleans(), st.text(min_size=1, max_size=20))
+def test_bridged_options_are_read_back(id_, isolated, ifname) -> None:
+    bridged = Bridged(id_, isolated, ifname)
+    assert netdev.parse(bridged.format()) == bridged
+
+
+def test_each_mode_has_its_candidates() -> None:
+    for mode, first, last in (("shared", "192.168.64.0", "192.168.127.0"), ("host", "192.168.128.0", "192.168.191.0")):
+        networks = [subnet.network for subnet in netdev.candidates(mode)]
+        assert (str(networks[0]), str(networks[-1]), len(networks)) == (f"{first}/24", f"{last}/24", 64)
 
 
 @given(triples())

@@ -25,11 +25,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from openvmnet import errors, state
+from openvmnet.config import Mode, running_config
 from openvmnet.errors import Conflict, HostError, NotFound, VmnetError
-from openvmnet.netdev import Subnet
+from openvmnet.netdev import Subnet, unique_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from openvmnet.config import NetworkConfig
 
 _START_TIMEOUT = 15.0  # s; a start takes about 0.2 s, on a machine that swaps some seconds
 _CALL_TIMEOUT = 10.0  # s
@@ -37,12 +40,17 @@ _CHUNK = 1 << 16
 
 
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What network is wanted: by name, by addresses, by both or by neither."""
+    """What network is wanted: by name, by addresses, by both or by neither; None is "as it comes"."""
 
     name: str | None = None
+    mode: Mode = "shared"
     start_address: str | None = None
     end_address: str | None = None
     subnet_mask: str | None = None
+    nat66_prefix: str | None = None
+    net_uuid: str | None = None
+    mtu: int | None = None
+    host_loopback: bool = False
     force: bool = False
     linger: float = 5.0
 
@@ -94,16 +102,19 @@ class PortView(msgspec.Struct, frozen=True):
 
 
 class NetworkView(msgspec.Struct, frozen=True):
-    """A network as `vmnet show` tells it; `uptime` in seconds, `flows` by kind, `notes` what a person should know."""
+    """A network as `vmnet show` tells it; `uptime` in seconds, `flows` by kind, `notes` what a person should know.
+
+    Addresses are None where the host has none on the network (`net-uuid`).
+    """
 
     name: str
-    mode: str
-    subnet: str
-    gateway: str
-    pool_start: str
-    pool_end: str
-    dns: str
-    domain: str
+    mode: Mode
+    subnet: str | None
+    gateway: str | None
+    pool_start: str | None
+    pool_end: str | None
+    dns: str | None
+    domain: str | None
     mtu: int
     pid: int
     uptime: float
@@ -111,6 +122,10 @@ class NetworkView(msgspec.Struct, frozen=True):
     flows: dict[str, int] = {}
     counters: dict[str, int] = {}
     notes: list[str] = []
+    net_uuid: str | None = None
+    host_loopback: bool = False
+    prefix6: str | None = None
+    gateway6: str | None = None
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -215,7 +230,7 @@ def connect(name: str) -> Client:
 
 def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
     """Join the network that `spec` means, or start it; `progress` hears what takes time."""
-    name = state.check_name(spec.name) if spec.name is not None else _named_by_addresses(spec)
+    name = state.check_name(spec.name) if spec.name is not None else _default_name(spec)
     spec = msgspec.structs.replace(spec, name=name)
     with _locked():
         client = _dial(name)
@@ -227,15 +242,13 @@ def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
             if client.note:
                 progress(client.note)
             return client
-    if spec.start_address is not None:
-        view = client.show()
-        if not _same_addresses(spec, view):
-            client.close()
-            raise Conflict(
-                f"network '{name}' runs with start-address={view.gateway}, end-address={view.pool_end} "
-                f"in {view.subnet}, not with {spec.start_address}, {spec.end_address} and {spec.subnet_mask}",
-                hint="give another --name, or the same addresses, or none",
-            )
+    try:
+        config = running_config(name)
+        if config is not None:
+            _refuse_other(spec, config)
+    except BaseException:
+        client.close()
+        raise
     return client
 
 
@@ -250,28 +263,52 @@ def list_networks() -> list[NetworkView]:
     return views
 
 
-def _named_by_addresses(spec: Spec) -> str:
-    """Two commands with the same addresses, or none, mean one network: the name follows from them."""
-    if spec.start_address is None:
-        return "shared"
-    for name in state.names():
-        client = _dial(name)
-        if client is not None:
-            view = client.show()
-            client.close()
-            if _same_addresses(spec, view):
-                return name
-    return f"shared-{spec.start_address}"
-
-
-def _same_addresses(spec: Spec, view: NetworkView) -> bool:
-    """Whether `spec` means the addresses that the running network has; wrong ones are an OptionError."""
+def _refuse_other(spec: Spec, config: NetworkConfig) -> None:
+    """Raise Conflict where the running network is not what `spec` asks for."""
+    if config.mode != spec.mode:
+        raise Conflict(
+            f"network '{config.name}' is vmnet-{config.mode}, not vmnet-{spec.mode}",
+            hint="give another --name, or leave it out",
+        )
+    differ: list[tuple[str, object, object]] = []
     wanted = Subnet.from_options(spec.start_address, spec.end_address, spec.subnet_mask)
-    return wanted is not None and (str(wanted.gateway), str(wanted.last), str(wanted.network)) == (
-        view.gateway,
-        view.pool_end,
-        view.subnet,
-    )
+    if wanted is not None:
+        subnet = config.subnet
+        differ += [
+            ("start-address", subnet and subnet.gateway, wanted.gateway),
+            ("end-address", subnet and subnet.last, wanted.last),
+            ("subnet-mask", subnet and subnet.mask, wanted.mask),
+        ]
+    if spec.net_uuid is not None or config.net_uuid is not None:
+        differ.append(("net-uuid", config.net_uuid, spec.net_uuid))
+    if spec.mtu is not None:
+        differ.append(("mtu", config.mtu, spec.mtu))
+    if spec.nat66_prefix is not None:
+        differ.append(("nat66-prefix", config.prefix, unique_local(spec.nat66_prefix)))
+    if spec.host_loopback and not config.host_loopback:
+        differ.append(("--host-loopback", "off", "on"))
+    for option, has, wants in differ:
+        if has != wants:
+            raise Conflict(
+                f"network '{config.name}' runs with {option}={has or 'none'}, not with {wants or 'none'}",
+                hint="give another --name, or the same value, or leave the option out",
+            )
+
+
+def _default_name(spec: Spec) -> str:
+    """Two commands with the same addresses or UUID, or none, mean one network: the name follows from them."""
+    if spec.net_uuid is not None:
+        return f"{spec.mode}-{spec.net_uuid}"
+    wanted = Subnet.from_options(spec.start_address, spec.end_address, spec.subnet_mask)
+    if wanted is None:
+        return spec.mode
+    for name in state.names():
+        config = running_config(name)
+        same = config is not None and (config.mode, config.subnet, config.net_uuid) == (spec.mode, wanted, None)
+        if same and (client := _dial(name)) is not None:
+            client.close()
+            return name
+    return f"{spec.mode}-{spec.start_address}"
 
 
 def _dial(name: str) -> Client | None:

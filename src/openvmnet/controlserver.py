@@ -33,7 +33,7 @@ class ControlServer:
         self._network = network
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], socket.socket] = {}
 
     async def start(self) -> None:
         """Listen."""
@@ -63,20 +63,20 @@ class ControlServer:
                 client, _ = self._listener.accept()
                 client.setblocking(False)
                 task = asyncio.get_running_loop().create_task(self._serve(client))
-                self._clients.add(task)
+                self._clients[task] = client
                 task.add_done_callback(self._hung_up)
         if len(self._clients) >= _CLIENTS:  # who waits now would keep the loop turning
             asyncio.get_running_loop().remove_reader(self._listener)
 
     def _hung_up(self, task: asyncio.Task[None]) -> None:
-        self._clients.discard(task)
+        self._clients.pop(task).close()  # a task that is cancelled before its first step never closed it
         if self._listener.fileno() >= 0:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def _serve(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         line = bytearray()
-        with client, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             while True:
                 data = await loop.sock_recv(client, _REQUEST)
                 if not data or len(line) > _REQUEST:

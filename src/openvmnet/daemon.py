@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     before: Record | None = None
     try:
         choice, agent, before = _prepare(name, spec, directory)
-        return _run(name, spec, choice, agent, before, ready)
+        return _run(choice, agent, before, ready)
     except VmnetError as error:
         _sweep(directory, keep=before is not None)
         _say(ready, control.Started(fault=control.Fault.of(error)))
@@ -68,7 +68,7 @@ def _prepare(name: str, spec: Spec, directory: Path) -> tuple[Choice, int, Recor
 
         record = read_record(before)
         if record is not None:
-            return addressing.Choice(record.subnet), record.agent, record
+            return addressing.Choice(record.config), record.agent, record
     choice = addressing.choose(name, spec)
     if len(str(socket).encode()) > 107:  # sun_path of unix(7), with its zero
         from openvmnet.errors import HostError
@@ -79,7 +79,7 @@ def _prepare(name: str, spec: Spec, directory: Path) -> tuple[Choice, int, Recor
     return choice, agent, None
 
 
-def _run(name: str, spec: Spec, choice: Choice, agent: int, before: Record | None, ready: int) -> int:
+def _run(choice: Choice, agent: int, before: Record | None, ready: int) -> int:
     import logging
 
     logging.basicConfig(
@@ -88,23 +88,20 @@ def _run(name: str, spec: Spec, choice: Choice, agent: int, before: Record | Non
     from openvmnet.kernel.loop import run
 
     async def live(lane: Lane) -> int:
-        return await _live(lane, name, spec, choice, agent, before, ready)
+        return await _live(lane, choice, agent, before, ready)
 
     return run(live)
 
 
-async def _live(
-    lane: Lane, name: str, spec: Spec, choice: Choice, agent: int, before: Record | None, ready: int
-) -> int:
+async def _live(lane: Lane, choice: Choice, agent: int, before: Record | None, ready: int) -> int:
     import asyncio
 
     from openvmnet import addressing, control, state
     from openvmnet.controlserver import ControlServer
     from openvmnet.network import Network
 
-    directory = state.runtime(name)
-    linger = before.linger if before is not None else spec.linger
-    network = Network(lane, name, choice.subnet, linger, agent, before)
+    directory = state.runtime(choice.config.name)
+    network = Network(lane, choice.config, agent, before)
     if choice.note:
         network.news.append(choice.note)
     await network.up()
@@ -112,7 +109,7 @@ async def _live(
     lock: int | None = None
     try:
         await server.start()
-        addressing.remember(name, choice.subnet)
+        addressing.remember(choice.config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, network.end, True)

@@ -10,6 +10,7 @@ import select
 import time
 from typing import TYPE_CHECKING
 
+from openvmnet.config import NetworkConfig
 from openvmnet.engine.linux import agent
 from openvmnet.engine.linux.engine import LinuxEngine
 from openvmnet.kernel.loop import Lane, LaneLoop
@@ -28,6 +29,7 @@ SUBNET = Subnet(
     ipaddress.IPv4Address("192.168.64.254"),
     24,
 )
+CONFIG = NetworkConfig("engine", subnet=SUBNET)
 _VNET_HEADER = bytes(10)  # struct virtio_net_hdr: no offload
 _MARKER = b"\x88\xb5the marker"  # an EtherType for experiments (IEEE 802)
 
@@ -79,7 +81,7 @@ class Net:
         self.engine = self.do(self._up())
 
     async def _up(self) -> LinuxEngine:
-        engine = LinuxEngine(self.path, SUBNET, GATEWAY_MAC, 1500)
+        engine = LinuxEngine(self.path, CONFIG, GATEWAY_MAC)
         await engine.up({})
         engine.watch(self.lane, self.departed.append, lambda: self.gone.append(True))
         return engine

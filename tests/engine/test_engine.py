@@ -12,7 +12,7 @@ import pytest
 from openvmnet.engine.linux.engine import LinuxEngine
 from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
-from tests.engine.taps import BROADCAST, GATEWAY_MAC, SUBNET, Net, net
+from tests.engine.taps import BROADCAST, CONFIG, GATEWAY_MAC, SUBNET, Net, net
 
 pytestmark = pytest.mark.kernel
 
@@ -111,7 +111,7 @@ def test_the_next_engine_takes_over_what_is_there(world):
     first.namespace.close()
 
     async def up() -> LinuxEngine:
-        engine = LinuxEngine(world.path, SUBNET, GATEWAY_MAC, 1500)
+        engine = LinuxEngine(world.path, CONFIG, GATEWAY_MAC)
         await engine.up({"vm1": True})  # of vm2 nobody knows, and who knows nothing isolates
         return engine
 

@@ -26,7 +26,7 @@ import msgspec
 from openvmnet import netdev
 from openvmnet.attach import qemu_args
 from openvmnet.errors import CallerError, OptionError
-from openvmnet.netdev import Shared, stable_mac
+from openvmnet.netdev import Bridged, Host, Shared, stable_mac
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ class PlannedNetdev(msgspec.Struct, frozen=True):
     """
 
     index: int
-    options: Shared
+    options: Shared | Host | Bridged
     mac: str | None
     kind: Literal["netdev", "nic", "net"]
     position: int
@@ -95,24 +95,23 @@ def plan(argv: Sequence[str]) -> Plan:
     if not argv:
         raise CallerError("no command is given: after -- comes the VM's own, QEMU first", hint=_EXAMPLE)
     args = list(qemu_args.arguments(argv))
-    found = [(arg, shared) for arg in args if (shared := _shared(arg)) is not None]
+    found = [(arg, options) for arg in args if (options := _options(arg)) is not None]
     if not found:
         raise CallerError(
             f"the command has no vmnet netdev: {argv[0]} gets one by -netdev vmnet-shared,id=net0 "
             "and -device virtio-net-pci,netdev=net0",
             hint=_EXAMPLE,
         )
-    _refuse_duplicates(args, {shared.id for _, shared in found})
+    _refuse_duplicates(args, {options.id for _, options in found})
     planned = []
-    for index, (arg, shared) in enumerate(found):
-        shared.refuse_unserved()
-        mac, mac_position = _mac_of(arg, shared, args)
+    for index, (arg, options) in enumerate(found):
+        mac, mac_position = _mac_of(arg, options, args)
         kind: Literal["netdev", "nic", "net"] = "netdev"
         if arg.option == "nic":
             kind = "nic"
         elif arg.option == "net":
             kind = "net"
-        planned.append(PlannedNetdev(index, shared, mac, kind, arg.position, mac_position))
+        planned.append(PlannedNetdev(index, options, mac, kind, arg.position, mac_position))
     return Plan(tuple(argv), tuple(planned), qemu_args.guest_name(args), qemu_args.first_disk(args))
 
 
@@ -133,7 +132,7 @@ def rewrite(plan: Plan, fds: Sequence[int], macs: Sequence[str]) -> list[str]:
     return argv
 
 
-def _shared(arg: Argument) -> Shared | None:
+def _options(arg: Argument) -> Shared | Host | Bridged | None:
     """The options if `arg` is a vmnet netdev, else None: it is QEMU's to judge."""
     if arg.option == "netdev" and arg.value.startswith("{"):
         if "vmnet-" not in arg.value:
@@ -150,14 +149,14 @@ def _shared(arg: Argument) -> Shared | None:
     return netdev.from_items(items, need_id=arg.option == "netdev")
 
 
-def _mac_of(arg: Argument, shared: Shared, args: Sequence[Argument]) -> tuple[str | None, int | None]:
+def _mac_of(arg: Argument, options: Shared | Host | Bridged, args: Sequence[Argument]) -> tuple[str | None, int | None]:
     """The MAC that the NIC on this netdev has, and the argument that would take one."""
     if arg.option == "nic":
         given = netdev.lookup(netdev.split(arg.value), "mac")
         return (None, arg.position) if given is None else (_mac(given), None)
     for other in args:
         nic = _nic(other)
-        if nic is None or nic[0] != (None if arg.option == "net" else shared.id):
+        if nic is None or nic[0] != (None if arg.option == "net" else options.id):
             continue
         return (None, other.position) if nic[1] is None else (_mac(nic[1]), None)
     return None, None

@@ -17,7 +17,8 @@ import click
 
 from openvmnet import control
 from openvmnet.attach.command import plan, rewrite
-from openvmnet.errors import HostError, NotFound
+from openvmnet.errors import HostError, NotFound, OptionError
+from openvmnet.netdev import Bridged, Host, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,25 +40,35 @@ _CANNOT_RUN, _NOT_FOUND = 126, 127
     show_default=True,
     help="How long a network that this starts stays without a VM.",
 )
+@click.option("--host-loopback", is_flag=True, help="Let VMs reach what listens on this host's loopback only, too.")
 @click.option("--force", is_flag=True, help="Take the addresses even where another network overlaps.")
 @click.argument("argv", metavar="-- QEMU [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
-def command(name: str | None, linger: float, force: bool, argv: tuple[str, ...]) -> None:
-    """Start a VM whose command line has -netdev vmnet-shared.
+def command(name: str | None, linger: float, host_loopback: bool, force: bool, argv: tuple[str, ...]) -> None:
+    """Start a VM whose command line has -netdev vmnet-shared, vmnet-host or vmnet-bridged.
 
     \b
     vmnet run -- qemu-system-x86_64 ... -netdev vmnet-shared,id=net0 -device virtio-net-pci,netdev=net0
 
     \b
-    Options of vmnet-shared, as in QEMU:
+    vmnet-shared   the outside through this host, this host at the gateway's address, the other VMs
+    vmnet-host     this host at the gateway's address, and the other VMs
+    vmnet-bridged  the network behind a bridge or wired NIC of this host
+
+    \b
+    Options, as in QEMU, and mtu:
       id=NAME
+      isolated=on|off                                    no other VM
       start-address=IP,end-address=IP,subnet-mask=MASK   gateway, end of the DHCP pool, mask: all or none
-      isolated=on|off                                    reach the gateway and the outside, but no other VM
+      nat66-prefix=PREFIX     (shared)                   a unique local /64, such as fd12:3456:789a:1::
+      net-uuid=UUID           (host)                     a private network: VMs with the same UUID
+      mtu=1280..65520         (shared, host)             octets of IP in a frame; 1500
+      ifname=NAME             (bridged)                  see vmnet interfaces
     """
     if not math.isfinite(linger):  # click lets nan pass any range
         raise click.BadParameter(f"{linger} is not a number of seconds", param_hint="'--linger'")
     planned = plan(argv)
     program = _program(argv[0])
-    spec = control.Spec(name=name, force=force, linger=linger)
+    spec = control.Spec(name=name, force=force, linger=linger, host_loopback=host_loopback)
     replies, fds = _plug(planned, spec)
     _become(program, rewrite(planned, fds, [reply.mac for reply in replies]), fds)
 
@@ -87,11 +98,20 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[PlugReply], list[int]]:
 
 def _spec(base: Spec, netdev: PlannedNetdev) -> Spec:
     options = netdev.options
+    if isinstance(options, Bridged):
+        raise OptionError(
+            "Parameter 'type' does not accept value 'vmnet-bridged' yet", option="type", value="vmnet-bridged"
+        )
     return control.Spec(
         name=base.name,
+        mode="host" if isinstance(options, Host) else "shared",
         start_address=options.start_address,
         end_address=options.end_address,
         subnet_mask=options.subnet_mask,
+        nat66_prefix=options.nat66_prefix if isinstance(options, Shared) else None,
+        net_uuid=options.uuid if isinstance(options, Host) else None,
+        mtu=options.mtu,
+        host_loopback=base.host_loopback,
         force=base.force,
         linger=base.linger,
     )

@@ -55,9 +55,11 @@ def _print(view: NetworkView) -> None:
         [
             ("network", view.name),
             ("mode", view.mode),
+            *([("UUID", view.net_uuid)] if view.net_uuid else []),
             ("subnet", view.subnet),
             ("gateway", view.gateway),
-            ("pool", f"{view.pool_start} to {view.pool_end}"),
+            ("pool", f"{view.pool_start} to {view.pool_end}" if view.pool_start else None),
+            *([("IPv6 prefix", view.prefix6), ("IPv6 gateway", view.gateway6)] if view.prefix6 else []),
             ("DNS", view.dns),
             ("domain", view.domain),
             ("MTU", view.mtu),

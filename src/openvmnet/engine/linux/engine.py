@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from openvmnet.config import NetworkConfig
     from openvmnet.kernel.loop import Lane
     from openvmnet.netdev import Subnet
 
@@ -40,10 +41,9 @@ _NETLINK_BUFFER = 1 << 17
 class LinuxEngine:
     """A network's namespace: `agent` is the path of its agent's socket, `mac` the gateway's MAC."""
 
-    def __init__(self, agent: Path, subnet: Subnet, mac: str, mtu: int) -> None:
-        self.subnet = subnet
+    def __init__(self, agent: Path, config: NetworkConfig, mac: str) -> None:
+        self.config = config
         self.mac = mac
-        self.mtu = mtu
         self.namespace = Namespace(agent)
         self.tun = -1
         self.listener: socket.socket
@@ -63,7 +63,7 @@ class LinuxEngine:
         await self.namespace.ask("sysctl", values=links.SYSCTLS)
         if BRIDGE not in present:
             subnet = self.subnet
-            text = links.bridge(subnet.gateway, subnet.network.prefixlen, self.mac, self.mtu)
+            text = links.bridge(subnet.gateway, subnet.network.prefixlen, self.mac, self.config.mtu)
             await self.namespace.run(["ip", "-batch", "-"], text)
         self.adopted = [name for name in present if _is_port(name)]
         self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
@@ -88,6 +88,13 @@ class LinuxEngine:
         (self._events,) = self.namespace.sockets(
             socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE, bind=(0, netlink.GROUP_LINK)
         )
+
+    @property
+    def subnet(self) -> Subnet:
+        """The network's addresses; nobody asks where it has none."""
+        if self.config.subnet is None:
+            raise HostError(f"network '{self.config.name}' has no addresses of the host")
+        return self.config.subnet
 
     def watch(self, lane: Lane, on_departure: Callable[[str], None], on_agent_gone: Callable[[], None]) -> None:
         """Tell of ports whose VM has gone, and of the agent's death."""
@@ -125,7 +132,7 @@ class LinuxEngine:
 
     async def _connect(self, link: str, *, isolated: bool) -> None:
         """Put `link` on the bridge and into the rules."""
-        await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.mtu, isolated=isolated))
+        await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.config.mtu, isolated=isolated))
         self._isolated[link] = isolated
         text = firewall.add_port(link, _number(link), isolated=isolated)
         try:

@@ -1,0 +1,31 @@
+"""What a netdev option says: the three backends, their addresses, QEMU's syntax."""
+
+from __future__ import annotations
+
+from openvmnet.netdev.mac import stable_mac
+from openvmnet.netdev.options import KINDS, MTU_LEAST, MTU_MOST, Bridged, Host, Shared, from_items, from_json, parse
+from openvmnet.netdev.subnet import Subnet, candidates, unique_local
+from openvmnet.netdev.syntax import Items, backend, escape, join, load_json, lookup, split
+
+__all__ = [
+    "KINDS",
+    "MTU_LEAST",
+    "MTU_MOST",
+    "Bridged",
+    "Host",
+    "Items",
+    "Shared",
+    "Subnet",
+    "backend",
+    "candidates",
+    "escape",
+    "from_items",
+    "from_json",
+    "join",
+    "load_json",
+    "lookup",
+    "parse",
+    "split",
+    "stable_mac",
+    "unique_local",
+]

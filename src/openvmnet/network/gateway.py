@@ -1,0 +1,97 @@
+"""What answers at the gateway of a network: DHCP and DNS, as one part with one life."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from openvmnet import state
+from openvmnet.service.dhcp import DhcpConfig, DhcpServer
+from openvmnet.service.dhcp_socket import DhcpService
+from openvmnet.service.dns import DnsService
+from openvmnet.service.dns_zone import Zone
+from openvmnet.service.leases import LeaseBook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from openvmnet.config import NetworkConfig
+    from openvmnet.engine.linux.engine import LinuxEngine
+    from openvmnet.kernel.loop import Lane
+    from openvmnet.netdev import Subnet
+    from openvmnet.network.port import Port
+
+DOMAIN = "vmnet.internal"
+
+
+class Gateway:
+    """The services on the engine's sockets; `ports` are those of guests that were there before this process."""
+
+    def __init__(
+        self, lane: Lane, engine: LinuxEngine, config: NetworkConfig, subnet: Subnet, ports: Iterable[Port]
+    ) -> None:
+        self._closers: list[Callable[[], object]] = []
+        live = {port.mark for port in ports}
+        self.leases = LeaseBook(state.remembered(config.name) / "leases.json", live_ports=live)
+        self.dhcp = DhcpServer(
+            DhcpConfig(
+                gateway=subnet.gateway,
+                prefixlen=subnet.prefixlen,
+                first=subnet.first,
+                last=subnet.last,
+                gateway_mac=bytes.fromhex(engine.mac.replace(":", "")),
+                dns=(subnet.gateway,),
+                domain=DOMAIN,
+                mtu=config.mtu,
+            ),
+            self.leases,
+        )
+        for mark in live:
+            self.dhcp.port_added(mark)
+        try:
+            udp, raw, arp = engine.dhcp_sockets()
+            service = DhcpService(lane, udp, raw, arp, self.dhcp)
+            service.start()
+            self._closers.append(service.close)
+            zone = Zone(
+                domain=DOMAIN,
+                subnet=subnet.network,
+                gateway=subnet.gateway,
+                forward=self.leases.by_name,
+                reverse=self.leases.name_of,
+                generation=self.leases.generation,
+            )
+            udp, tcp = engine.dns_sockets()
+            self.dns = DnsService(lane, udp, tcp, zone=zone)
+            self.dns.start()
+            self._closers.append(self.dns.close)
+        except BaseException:
+            self.close()
+            raise
+
+    def port_added(self, port: Port) -> None:
+        """A port is there."""
+        self.dhcp.port_added(port.mark)
+
+    def port_gone(self, port: Port) -> set[str]:
+        """A port is gone; the addresses that its guest had by lease, its own MAC's and those of guests in it."""
+        if not port.mac:
+            return set()
+        mac = port.packed_mac
+        addresses = {str(lease.ip) for lease in self.leases if lease.port == port.mark or lease.mac == mac}
+        self.leases.release_mac(mac)
+        self.dhcp.port_gone(port.mark)
+        return addresses
+
+    def crowd(self, *, crowded: bool) -> None:
+        """Guests share the process's time while there are several."""
+        self.dns.budget.crowded = crowded
+
+    def counters(self) -> dict[str, int]:
+        """What the services counted."""
+        counters = {f"dhcp_{name}": count for name, count in self.dhcp.counters.items()}
+        return counters | {f"dns_{name}": count for name, count in self.dns.stats.items()}
+
+    def close(self) -> None:
+        """Stop answering."""
+        while self._closers:
+            self._closers.pop()()

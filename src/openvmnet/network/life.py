@@ -1,0 +1,282 @@
+"""A network: desired to actual, and back to nothing.
+
+One network is an engine (links, ports, rules), two services (DHCP, DNS) and the uplink (slow path, TCP, UDP, ICMP), all
+on one event loop in one process. It comes up as a whole or raises and leaves nothing; it ends when its last VM has gone
+and the linger time is over.
+
+What the process has to know of its ports is in RUNTIME/NAME/network.json, written at each change, so that the next
+process can take over when this one is killed: the namespace, the bridge and the guests' TAPs live on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from openvmnet import control, state
+from openvmnet.engine.linux.agent import PORT_PREFIX
+from openvmnet.engine.linux.engine import LinuxEngine
+from openvmnet.errors import Conflict, Exhausted, HostError
+from openvmnet.netdev import stable_mac
+from openvmnet.network.gateway import Gateway
+from openvmnet.network.outside import Outside
+from openvmnet.network.port import Port, Record
+from openvmnet.network.view import view
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from openvmnet.config import NetworkConfig
+    from openvmnet.kernel.loop import Lane
+
+log = logging.getLogger(__name__)
+
+_NUMBERS = 60000  # port numbers; the firewall has 16 bits for them
+PORTS = 1000  # of one network; a bridge has at most 1,024
+_SWEEP = 5.0  # s between looks for idle flows
+_GUARD = 0.2  # s between looks for leases that the firewall does not know
+_GRACE = 10.0  # s that a network without any port yet waits for its first
+
+
+class Network:
+    """A running network. `agent` is its agent's pid, `before` the record of a process that it takes over from."""
+
+    def __init__(self, lane: Lane, config: NetworkConfig, agent: int, before: Record | None) -> None:
+        self.config = config
+        self.name = config.name
+        self.ended = asyncio.Event()
+        self.agent_died = False
+        self.forced = False  # its end does not wait for its VMs
+        self.news: list[str] = []  # what happened to it, told once to who started it
+        self.started = time.monotonic()
+        self.ports: dict[str, Port] = {}
+        self.gateway: Gateway | None = None
+        self.outside: Outside | None = None
+        self._lane = lane
+        self._agent = agent
+        self._before = before
+        self._directory = state.runtime(self.name)
+        self._mac = gateway_mac(self.name)
+        self.engine = LinuxEngine(self._directory / "agent.sock", config, self._mac)
+        self._next = 1
+        self._lonely: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closers: list[Callable[[], Coroutine[Any, Any, None] | None]] = []
+
+    async def up(self) -> None:
+        """Make it real; on an error everything made so far is unmade and the error goes on."""
+        try:
+            before = self._before.ports if self._before is not None else []
+            await self.engine.up({port.link: port.isolated for port in before})
+        except BaseException:
+            if self._before is None:  # nobody will ask this agent for anything again
+                self.engine.namespace.quit()
+            raise
+        try:
+            self._closers.append(self.engine.down)
+            self.engine.watch(self._lane, self._on_departure, self._on_agent_gone)
+            self._adopt()
+            self._open()
+            self._crowd()
+            if self.outside is not None:
+                self.outside.start()
+        except BaseException:
+            await self.down()
+            raise
+        self._save()
+        self._spawn(self._sweep())
+        self._spawn(self._guard())
+        self._consider_end(_GRACE)
+
+    async def plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
+        """A port for one NIC; its answer and the TAP's descriptor, which the caller has to close after sending."""
+        if len(self.ports) >= PORTS:
+            raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
+        mac = self._mac_for(request)
+        number = self._number()
+        port = Port(number, request.vm, request.netdev, mac, request.isolated, request.pid)
+        self.ports[port.link] = port
+        try:
+            _, fd = await self.engine.plug(number, isolated=request.isolated)
+        except BaseException:
+            self.ports.pop(port.link, None)
+            raise
+        self._crowd()
+        if self.gateway is not None:
+            self.gateway.port_added(port)
+        self._stay()
+        self._save()
+        log.info("port %s: VM %s, netdev %s, MAC %s", port.link, port.vm, port.netdev, mac)
+        return control.PlugReply(port.link, mac, self.name), fd
+
+    async def view(self) -> control.NetworkView:
+        """The network as it is now."""
+        return await view(self)
+
+    def end(self, forced: bool) -> None:
+        """Ask for the network's end; whoever runs it takes it down."""
+        self.forced = self.forced or forced
+        self.ended.set()
+
+    def busy(self) -> bool:
+        """Whether any VM is plugged."""
+        return bool(self.ports)
+
+    async def down(self) -> None:
+        """End everything that `up()` made, in reverse; what fails is logged and the rest goes on."""
+        if self._lonely is not None:
+            self._lonely.cancel()
+        for task in self._tasks:
+            task.cancel()
+        while self._closers:
+            close = self._closers.pop()
+            try:
+                pending = close()
+                if pending is not None:
+                    await pending
+            except Exception:
+                log.exception("ending network '%s': one part failed", self.name)
+
+    def _open(self) -> None:
+        """Start what guests find at the gateway and behind it, where the host has an address on the network."""
+        subnet = self.config.subnet
+        if subnet is None:
+            return
+        self.outside = Outside(self._lane, self.engine, self.config, subnet)
+        self._closers.append(self.outside.close)
+        self.gateway = Gateway(self._lane, self.engine, self.config, subnet, self.ports.values())
+        self._closers.append(self.gateway.close)
+
+    def _crowd(self) -> None:
+        """Guests share the process's time while there are several."""
+        for part in (self.outside, self.gateway):
+            if part is not None:
+                part.crowd(crowded=len(self.ports) > 1)
+
+    def _adopt(self) -> None:
+        """Take over the ports of guests that outlived the process before this one."""
+        before = self._before
+        if before is None:
+            return
+        known = {port.link: port for port in before.ports}
+        for link in self.engine.adopted:
+            number = int(link.removeprefix(PORT_PREFIX))
+            self.ports[link] = known.get(link) or Port(number, "unknown", "", "", isolated=True, pid=0)
+            self._next = max(self._next, number % _NUMBERS + 1)
+        self.news.append(
+            f"the network's process {before.pid} had died; process {os.getpid()} took over "
+            f"with {len(self.ports)} of its {len(before.ports)} ports, and their open connections were lost"
+        )
+        log.warning("%s", self.news[-1])
+
+    def _mac_for(self, request: control.PlugRequest) -> str:
+        used = {port.mac for port in self.ports.values()} | {self._mac}
+        if request.mac is not None:
+            mac = request.mac.lower()
+            if mac in used:
+                raise Conflict(
+                    f"mac={request.mac} is in use on network '{self.name}'; two NICs with one MAC reach nothing",
+                    hint="leave mac= out for a unique one",
+                )
+            return mac
+        attempt = 0
+        while (mac := stable_mac(request.identity, request.index, attempt)) in used:
+            attempt += 1
+        return mac
+
+    def _number(self) -> int:
+        """The next free port number; one is used again as late as can be."""
+        while True:
+            number = self._next
+            self._next = number % _NUMBERS + 1
+            if f"{PORT_PREFIX}{number}" not in self.ports:
+                return number
+
+    def _on_departure(self, link: str) -> None:
+        port = self.ports.pop(link, None)
+        if port is None:
+            return
+        log.info("port %s: VM %s has gone", link, port.vm)
+        addresses = {one.address for one in self.engine.neighbours() if one.mac == port.mac}
+        if self.gateway is not None:
+            addresses |= self.gateway.port_gone(port)
+        if self.outside is not None:
+            for address in addresses:
+                self.outside.forget_guest(socket.inet_aton(address))
+        self._crowd()
+        self._save()
+        self._spawn(self.engine.unplug(link))
+        self._consider_end(self.config.linger)
+
+    def _on_agent_gone(self) -> None:
+        self.agent_died = True
+        log.error(
+            "the agent of network '%s' (process %d) is gone, and with it the way into the network's namespace; "
+            "the network ends, its guests keep only each other",
+            self.name,
+            self._agent,
+        )
+        self.end(forced=True)
+
+    def _consider_end(self, seconds: float) -> None:
+        if self.ports or self._lonely is not None:
+            return
+        self._lonely = asyncio.get_running_loop().call_later(seconds, self._end)
+
+    def _stay(self) -> None:
+        if self._lonely is not None:
+            self._lonely.cancel()
+            self._lonely = None
+
+    def _end(self) -> None:
+        self._lonely = None
+        if not self.ports:
+            log.info("network '%s' has no VM any more and ends", self.name)
+            self.end(forced=False)
+
+    async def _sweep(self) -> None:
+        while self.outside is not None:
+            await asyncio.sleep(_SWEEP)
+            self.outside.sweep()
+
+    async def _guard(self) -> None:
+        """Keep the firewall's sets of leased addresses in step with the leases."""
+        if self.gateway is None:
+            return
+        book, seen, installed = self.gateway.leases, -1, set[tuple[str, str]]()
+        while True:
+            if book.moves != seen:
+                seen = book.moves
+                links = {port.mark: port.link for port in self.ports.values()}
+                wanted = {(str(lease.ip), links[lease.port]) for lease in book if lease.port in links}
+                try:
+                    if wanted != installed:
+                        await self.engine.guard(wanted - installed, installed - wanted)
+                        installed = wanted
+                except HostError as error:
+                    log.error("leased addresses are not guarded: %s", error)  # noqa: TRY400 - its sentence says it all
+            await asyncio.sleep(_GUARD)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("network '%s': %s", self.name, task.exception())
+
+    def _save(self) -> None:
+        record = Record(self.config, os.getpid(), self._agent, list(self.ports.values()))
+        state.write(self._directory / "network.json", record, durable=False)
+
+
+def gateway_mac(name: str) -> str:
+    """A locally administered MAC for the gateway of network `name`: the same each time, so guests' ARP caches hold."""
+    return "5a:" + hashlib.sha256(f"openvmnet gateway {name}".encode()).digest()[:5].hex(":")
