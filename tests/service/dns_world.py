@@ -114,7 +114,7 @@ def _octets(reply: object) -> list[bytes]:
 class World:
     """What a scenario has in hands."""
 
-    def __init__(self, lane: Lane, directory: Path) -> None:
+    def __init__(self, lane: Lane, directory: Path, *, forwards: bool = True) -> None:
         self.port = _free_port()
         self.addresses = {"vm1": IPv4Address("192.168.64.2"), "vm2": IPv4Address("192.168.64.3")}
         self.changes = 0
@@ -144,6 +144,7 @@ class World:
             zone=self.zone,
             resolv_conf=self.resolv_conf,
             upstream_port=self.port,
+            forwards=forwards,
             clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + self.skipped,
         )
         self._socks: list[socket.socket] = []
@@ -217,11 +218,13 @@ class World:
             sock.close()
 
 
-def play(scenario: Callable[[World], Awaitable[None]], directory: Path, *, upstreams: int = 1) -> None:
+def play(
+    scenario: Callable[[World], Awaitable[None]], directory: Path, *, upstreams: int = 1, forwards: bool = True
+) -> None:
     """Run a scenario, with the first so many upstream servers running and named in resolv.conf."""
 
     async def main(lane: Lane) -> None:
-        world = World(lane, directory)
+        world = World(lane, directory, forwards=forwards)
         started = list(world.upstreams.values())[:upstreams]
         for upstream in started:
             await upstream.start()

@@ -42,6 +42,16 @@ def test_classless_routes_hold_the_default_route_too():
     assert answer.address(3) == packed(GATEWAY)
 
 
+def test_a_network_that_leads_nowhere_gives_no_router():
+    for routes in ((), ((IPv4Network("10.20.0.0/16"), IPv4Address("192.168.64.9")),)):
+        world = World(replace(CONFIG, routed=False, routes=routes))
+        answer = world.guest(1).send(dhcp4.DISCOVER, {55: bytes([3, 121, 6])}, now=world.now)
+        assert 3 not in answer.options
+        given = dhcp4.decode_routes(answer.options[121]) if routes else []
+        assert [network for network, _, _ in given] == [network.network_address for network, _ in routes]
+        assert 6 in answer.options
+
+
 def crowded() -> World:
     """A configuration whose options do not fit into 576 octets."""
     search = tuple(f"{letter * 60}.example" for letter in "abcdefgh")

@@ -42,6 +42,7 @@ class Gateway:
                 dns=(subnet.gateway,),
                 domain=DOMAIN,
                 mtu=config.mtu,
+                routed=config.outside,
             ),
             self.leases,
         )
@@ -61,7 +62,7 @@ class Gateway:
                 generation=self.leases.generation,
             )
             udp, tcp = engine.dns_sockets()
-            self.dns = DnsService(lane, udp, tcp, zone=zone)
+            self.dns = DnsService(lane, udp, tcp, zone=zone, forwards=config.outside)
             self.dns.start()
             self._closers.append(self.dns.close)
         except BaseException:

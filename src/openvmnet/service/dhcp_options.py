@@ -50,6 +50,7 @@ _IMPORTANCE = {
 class DhcpConfig:
     """One network's DHCP: the pool is first..last inclusive, times are in seconds, `mtu` None leaves it to the guest.
 
+    `routed`: the gateway leads further; without, guests get no default route, and know at once what is out of reach.
     `routes` are classless static routes beside the default one (destination, router). `authoritative`: this is the
     network's only DHCP server, so it answers at once where RFC 2131 section 4.3.2 has a server that may be one of
     several keep silent. `rate` bounds the messages a second of one port.
@@ -65,6 +66,7 @@ class DhcpConfig:
     search: tuple[str, ...] = ()
     mtu: int | None = None
     lease_time: int = 86400
+    routed: bool = True
     routes: tuple[tuple[IPv4Network, IPv4Address], ...] = ()
     authoritative: bool = True
     rate: int = 1000
@@ -79,7 +81,7 @@ class Options:
         self._server_id = config.gateway.packed
         values = {
             dhcp4.SUBNET_MASK: network.netmask.packed,
-            dhcp4.ROUTER: config.gateway.packed,
+            dhcp4.ROUTER: config.gateway.packed if config.routed else b"",
             dhcp4.DNS_SERVER: b"".join(address.packed for address in config.dns),
             dhcp4.DOMAIN_NAME: config.domain.encode("ascii", "replace"),
             dhcp4.BROADCAST_ADDRESS: network.broadcast_address.packed,
@@ -165,6 +167,6 @@ def _routes(config: DhcpConfig) -> bytes:
     if not config.routes:
         return b""
     # A client that takes option 121 ignores option 3 (RFC 3442), so the default route has to be here too.
-    default = (IPv4Address(0), 0, config.gateway)
+    default = [(IPv4Address(0), 0, config.gateway)] if config.routed else []
     routes = [(network.network_address, network.prefixlen, router) for network, router in config.routes]
-    return dhcp4.encode_routes([default, *routes])
+    return dhcp4.encode_routes(default + routes)

@@ -102,7 +102,8 @@ class _Hot:
 
 class DnsService:
     """Answers on `udp_sock` and `tcp_listener`, both bound and from then on its own; `resolv_conf` names the host's
-    resolvers, which are asked on `upstream_port`. `clock` counts seconds, also those that the host sleeps."""
+    resolvers, which are asked on `upstream_port`; without `forwards` nobody is asked, and what is not the zone's is
+    refused. `clock` counts seconds, also those that the host sleeps."""
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class DnsService:
         zone: Zone,
         resolv_conf: Path = Path("/etc/resolv.conf"),
         upstream_port: int = 53,
+        forwards: bool = True,
         clock: Callable[[], float] = boottime,
     ) -> None:
         self.stats: Counter[str] = Counter(dict.fromkeys(STATS, 0))
@@ -120,6 +122,7 @@ class DnsService:
         self._udp = udp_sock
         self._listener = tcp_listener
         self._zone = zone
+        self._forwards = forwards
         self._clock = clock
         self._resolvers = Resolvers(resolv_conf, upstream_port)
         self._cache = Cache()
@@ -279,8 +282,11 @@ class DnsService:
             elif entry is not None:
                 self.stats["cached"] += 1
                 answer = entry.answer(query, self._second)
-            else:
+            elif self._forwards:
                 return query
+            else:
+                self.stats["refused"] += 1
+                answer = dns.build(query, dns.REFUSED)
             if tcp:
                 return answer
             answer = self._fit(query, answer)
