@@ -390,9 +390,9 @@ def test_a_network_without_a_way_out_asks_nobody(tmp_path):
     async def scenario(world):
         assert rdata(await world.ask("vm1.vmnet.internal")) == ["192.168.64.2"]
         asked = await world.ask("www.example.com"), *await world.ask_tcp(query("www.example.com", "A"))
-        for answer in asked:
-            assert answer.rcode() == dns.rcode.REFUSED
-            assert not answer.answer
+        for reply in asked:
+            assert reply.rcode() == dns.rcode.REFUSED
+            assert not reply.answer
         assert not world.upstream.asked
         assert world.stats["refused"] == 2
 
