@@ -1,0 +1,1 @@
+"""The macOS engine: vmnet.framework, called through ctypes."""
