@@ -58,7 +58,7 @@ def test_neighbours_do_not_fail_where_there_are_none(sock):
 
 def test_an_error_of_the_kernels_is_a_host_error(sock):
     with pytest.raises(HostError, match="refused"):
-        list(netlink._dump(sock, 9999, b"\0" * 16))
+        list(netlink.dump(sock, 9999, b"\0" * 16))
 
 
 def test_departures_are_the_links_that_went():

@@ -17,14 +17,15 @@ import click
 
 from openvmnet import control
 from openvmnet.attach.command import plan, rewrite
-from openvmnet.errors import HostError, NotFound, OptionError
+from openvmnet.errors import HostError, NotFound
 from openvmnet.netdev import Bridged, Host, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from openvmnet.attach.bridged import Plugged
     from openvmnet.attach.command import Plan, PlannedNetdev
-    from openvmnet.control import Client, PlugReply, Spec
+    from openvmnet.control import Client, PlugRequest, Spec
 
 # Exit codes of a command that starts another, as env(1) and the shells have them.
 _CANNOT_RUN, _NOT_FOUND = 126, 127
@@ -69,39 +70,50 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
     planned = plan(argv)
     program = _program(argv[0])
     spec = control.Spec(name=name, force=force, linger=linger, host_loopback=host_loopback)
-    replies, fds = _plug(planned, spec)
-    _become(program, rewrite(planned, fds, [reply.mac for reply in replies]), fds)
+    macs, fds, kept = _plug(planned, spec)
+    _become(program, rewrite(planned, fds, macs), [*fds, *kept])
 
 
-def _plug(planned: Plan, base: Spec) -> tuple[list[PlugReply], list[int]]:
-    """A port for each netdev; netdevs that mean the same network share the connection to it."""
+def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
+    """A port for each netdev: MACs, descriptors, and what else the VM has to inherit.
+
+    Netdevs that mean the same network share the connection to it. Bridged ones come first: more of them fail, and
+    nothing else has been started by then.
+    """
     clients: dict[Spec, Client] = {}
-    replies: list[PlugReply] = []
-    fds: list[int] = []
+    ports: dict[int, tuple[str, int]] = {}
+    kept: list[int] = []
     try:
-        for netdev in planned.netdevs:
-            spec = _spec(base, netdev)
+        for netdev in sorted(planned.netdevs, key=lambda each: not isinstance(each.options, Bridged)):
+            request = _request(planned, netdev)
+            if isinstance(netdev.options, Bridged):
+                plugged = _bridge(netdev.options, request)
+                ports[netdev.index] = plugged.mac, plugged.fd
+                kept.append(plugged.record)
+                continue
+            spec = _spec(base, netdev.options)
             if spec not in clients:
                 clients[spec] = control.open_network(spec, progress=_progress)
-            reply, fd = clients[spec].plug(_request(planned, netdev))
-            replies.append(reply)
-            fds.append(fd)
+            reply, fd = clients[spec].plug(request)
+            ports[netdev.index] = reply.mac, fd
     except BaseException:
-        for fd in fds:
+        for fd in [*(fd for _, fd in ports.values()), *kept]:
             os.close(fd)
         raise
     finally:
         for client in clients.values():
             client.close()
-    return replies, fds
+    ordered = [ports[netdev.index] for netdev in planned.netdevs]
+    return [mac for mac, _ in ordered], [fd for _, fd in ordered], kept
 
 
-def _spec(base: Spec, netdev: PlannedNetdev) -> Spec:
-    options = netdev.options
-    if isinstance(options, Bridged):
-        raise OptionError(
-            "Parameter 'type' does not accept value 'vmnet-bridged' yet", option="type", value="vmnet-bridged"
-        )
+def _bridge(options: Bridged, request: PlugRequest) -> Plugged:
+    from openvmnet.attach import bridged
+
+    return bridged.plug(options.ifname or "", request)
+
+
+def _spec(base: Spec, options: Shared | Host) -> Spec:
     return control.Spec(
         name=base.name,
         mode="host" if isinstance(options, Host) else "shared",

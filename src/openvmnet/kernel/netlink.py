@@ -28,6 +28,7 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg
 _ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without "nested" and "network byte order"
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_STATS64 = 1, 3, 23
 _NDA_DST, _NDA_LLADDR = 1, 2
 _BUFFER = 1 << 17
@@ -47,7 +48,7 @@ class Link(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """An IPv4 address that the namespace has resolved, and the MAC it has."""
+    """An IP address that the namespace has resolved, and the MAC it has."""
 
     address: str
     mac: str
@@ -57,26 +58,27 @@ class Neighbour(NamedTuple):
 def links(sock: socket.socket) -> list[Link]:
     """All links of the socket's namespace."""
     found = []
-    for kind, body in _dump(sock, _GETLINK, _LINK.pack(0, 0, 0, 0, 0)):
+    for kind, body in dump(sock, _GETLINK, _LINK.pack(0, 0, 0, 0, 0)):
         if kind != _NEWLINK:
             continue
-        attributes = _attributes(body, _LINK.size)
-        counters = struct.unpack_from("=8Q", attributes.get(_IFLA_STATS64, bytes(64)))
+        told = attributes(body, _LINK.size)
+        counters = struct.unpack_from("=8Q", told.get(_IFLA_STATS64, bytes(64)))
         ifindex = _LINK.unpack_from(body)[2]
         rx_packets, tx_packets, rx_bytes, tx_bytes, _, _, rx_dropped, tx_dropped = counters
-        name = _text(attributes.get(_IFLA_IFNAME, b""))
+        name = text(told.get(_IFLA_IFNAME, b""))
         found.append(Link(name, ifindex, rx_packets, tx_packets, rx_bytes, tx_bytes, rx_dropped, tx_dropped))
     return found
 
 
-def neighbours(sock: socket.socket) -> list[Neighbour]:
-    """All IPv4 neighbours of the socket's namespace that have a MAC."""
-    found = []
-    for kind, body in _dump(sock, _GETNEIGH, _NEIGHBOUR.pack(socket.AF_INET, 0, 0, 0, 0)):
-        attributes = _attributes(body, _NEIGHBOUR.size)
-        address, mac = attributes.get(_NDA_DST, b""), attributes.get(_NDA_LLADDR, b"")
-        if kind == _NEWNEIGH and len(address) == 4 and len(mac) == 6:
-            found.append(Neighbour(socket.inet_ntoa(address), mac.hex(":"), _NEIGHBOUR.unpack_from(body)[1]))
+def neighbours(sock: socket.socket, family: int = socket.AF_INET) -> list[Neighbour]:
+    """All neighbours of the socket's namespace in `family` (AF_INET or AF_INET6) that have a MAC."""
+    found, size = [], 4 if family == socket.AF_INET else 16
+    for kind, body in dump(sock, _GETNEIGH, _NEIGHBOUR.pack(family, 0, 0, 0, 0)):
+        told = attributes(body, _NEIGHBOUR.size)
+        address, mac = told.get(_NDA_DST, b""), told.get(_NDA_LLADDR, b"")
+        if kind == _NEWNEIGH and len(address) == size and len(mac) == 6:
+            where = socket.inet_ntop(family, address)
+            found.append(Neighbour(where, mac.hex(":"), _NEIGHBOUR.unpack_from(body)[1]))
     return found
 
 
@@ -86,13 +88,14 @@ def departures(data: bytes) -> list[str]:
     A link that only leaves its bridge is told of by the same message, with family AF_BRIDGE; it is still there.
     """
     return [
-        _text(_attributes(body, _LINK.size).get(_IFLA_IFNAME, b""))
+        text(attributes(body, _LINK.size).get(_IFLA_IFNAME, b""))
         for kind, body in _messages(data)
         if kind == _DELLINK and len(body) >= _LINK.size and body[0] == socket.AF_UNSPEC
     ]
 
 
-def _dump(sock: socket.socket, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+def dump(sock: socket.socket, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+    """Every message that answers dump request `kind`: type and payload. Raises HostError where the kernel refuses."""
     sock.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body)
     while True:
         for answer, payload in _messages(sock.recv(_BUFFER)):
@@ -114,16 +117,18 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
+def attributes(body: bytes, offset: int) -> dict[int, bytes]:
+    """The attributes that follow `offset` octets of `body`, by type; of a nested one, take its value apart likewise."""
     found = {}
     while offset + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
         if length < _ATTRIBUTE.size:
             break
-        found[kind] = body[offset + _ATTRIBUTE.size : offset + length]
+        found[kind & _TYPE_MASK] = body[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
     return found
 
 
-def _text(value: bytes) -> str:
+def text(value: bytes) -> str:
+    """A name as the kernel gives it, with the NUL at its end."""
     return value.rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,46 @@
+"""A port of vmnet-bridged for a VM that is about to start.
+
+There is no network to ask: the port is made by this process, which becomes the VM, and its MAC follows from the VM
+alone. Whoever else is on that LAN is not known, so a MAC that is taken there is not noticed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from openvmnet.engine.linux import bridged, bridged_record
+from openvmnet.netdev import stable_mac
+
+if TYPE_CHECKING:
+    from openvmnet.control import PlugRequest
+
+
+class Plugged(NamedTuple):
+    """The MAC that the NIC has to use, and two descriptors for the VM to inherit: its port, and the port's record."""
+
+    mac: str
+    fd: int
+    record: int
+
+
+def plug(ifname: str, request: PlugRequest) -> Plugged:
+    """A port on bridge or NIC `ifname`. Raises as `bridged.open_port`."""
+    mac = request.mac or stable_mac(request.identity, request.index)
+    port = bridged.open_port(ifname, mac, isolated=request.isolated)
+    told = bridged_record.BridgedPort(
+        vm=request.vm,
+        netdev=request.netdev,
+        ifname=ifname,
+        how=port.how,
+        link=port.link,
+        mac=mac,
+        isolated=request.isolated,
+        pid=request.pid,
+    )
+    try:
+        record = bridged_record.write(told, request.index)
+    except BaseException:
+        os.close(port.fd)
+        raise
+    return Plugged(mac, port.fd, record)
