@@ -53,16 +53,19 @@ class Frames:
         waiters = _waiting.setdefault(loop, {})
         queue = waiters.setdefault(self._fd, [])
         queue.append(waiter)
-        if len(queue) == 1:
-            loop.add_reader(self._fd, _resolve_all, queue)
 
         def ended() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(_resolve_all, [waiter])
 
         try:
+            if len(queue) == 1:
+                loop.add_reader(self._fd, _resolve_all, queue)
             with self._ending.waking(ended):
                 await waiter
+        except OSError:
+            if not self._ending.ended:  # else it was stopped in between, and the descriptor is none any more
+                raise
         finally:
             queue.remove(waiter)
             if not queue:

@@ -27,7 +27,7 @@ import msgspec
 from openvmnet import errors, state
 from openvmnet.config import Mode, running_config
 from openvmnet.errors import Conflict, HostError, NotFound, VmnetError
-from openvmnet.netdev import Subnet, unique_local
+from openvmnet.netdev import Host, Shared, Subnet, unique_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,9 +54,30 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
     force: bool = False
     linger: float = 5.0
 
+    @classmethod
+    def of(cls, options: Shared | Host, base: Spec) -> Spec:
+        """The network that a netdev's options mean; what they cannot say (name, force, ...) is `base`'s."""
+        return cls(
+            name=base.name,
+            mode="host" if isinstance(options, Host) else "shared",
+            start_address=options.start_address,
+            end_address=options.end_address,
+            subnet_mask=options.subnet_mask,
+            nat66_prefix=options.nat66_prefix if isinstance(options, Shared) else None,
+            net_uuid=options.uuid if isinstance(options, Host) else None,
+            mtu=options.mtu,
+            host_loopback=base.host_loopback,
+            force=base.force,
+            linger=base.linger,
+        )
+
 
 class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op"):
-    """A port for one NIC of a VM; `identity` (its name or disk) and `index` decide the MAC where none is given."""
+    """A port for one NIC of a VM; `identity` (its name or disk) and `index` decide the MAC where none is given.
+
+    `offloads`: each frame bears a virtio_net_hdr, and may be longer than the MTU or lack its checksum. Without
+    `allocate_mac` no MAC is decided, and the NIC's is not known.
+    """
 
     vm: str
     netdev: str
@@ -65,6 +86,8 @@ class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op"):
     index: int
     isolated: bool
     pid: int
+    offloads: bool = True
+    allocate_mac: bool = True
 
 
 class ShowRequest(msgspec.Struct, frozen=True, tag="show", tag_field="op"):
@@ -75,7 +98,7 @@ Request = PlugRequest | ShowRequest
 
 
 class PlugReply(msgspec.Struct, frozen=True):
-    """The port's name, and the MAC its NIC has to use."""
+    """The port's name, and the MAC its NIC has to use, empty where none was to be decided."""
 
     port: str
     mac: str
@@ -364,7 +387,8 @@ def _start(name: str, spec: Spec, progress: Callable[[str], None]) -> Client:
         line = _read_word(read, progress, name)
     finally:
         os.close(read)
-        os.waitpid(pid, 0)  # it forks at once and leaves, so that no VM becomes the parent of a network process
+        with contextlib.suppress(ChildProcessError):  # a program that ignores SIGCHLD has no children to wait for
+            os.waitpid(pid, 0)  # it forks at once and leaves, so that no VM becomes the parent of a network process
     if not line:
         raise HostError(f"the process of network '{name}' ended before it was ready: {_last_line(Path(log))}")
     word = msgspec.json.decode(line, type=Started)

@@ -75,8 +75,6 @@ class Gateway:
 
     def port_gone(self, port: Port) -> set[str]:
         """A port is gone; the addresses that its guest had by lease, its own MAC's and those of guests in it."""
-        if not port.mac:
-            return set()
         mac = port.packed_mac
         addresses = {str(lease.ip) for lease in self.leases if lease.port == port.mark or lease.mac == mac}
         self.leases.release_mac(mac)

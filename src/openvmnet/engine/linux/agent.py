@@ -6,6 +6,7 @@ maps its caller to root inside, and then answers on a SOCK_SEQPACKET unix socket
     {"op": "socket", "family": 2, "type": 2, "protocol": 0, "count": 16,
      "options": [[level, name, value], ...], "bind": [address, port]}    sockets; a value is an int, or text for a name
     {"op": "tap", "name": "vm1"}, {"op": "tun", "name": "up0"}            the device's descriptor
+    {"op": "bare-tap", "name": "vm2"}                                     a TAP without a virtio_net_hdr on frames
     {"op": "run", "argv": ["ip", "-batch", "-"], "input": "..."}          `ip` or `nft` on a text, nothing else
     {"op": "sysctl", "values": {"net.ipv4.ip_forward": "1"}}              files below /proc/sys/net
     {"op": "links"}                                                       names of the links that are there
@@ -266,6 +267,7 @@ def _links(_: dict[str, Any]) -> _Reply:
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], _Reply]] = {
     "socket": _socket,
     "tap": _device(_IFF_TAP | _IFF_VNET_HDR),
+    "bare-tap": _device(_IFF_TAP),
     "tun": _device(_IFF_TUN),
     "run": _run,
     "sysctl": _sysctl,
