@@ -7,6 +7,7 @@ the product's user made the network's own. A port that is held by `sleep` keeps 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import subprocess
 import time
@@ -23,14 +24,14 @@ _MARK = 0x1000 + 900  # as the firewall marks the packets of port 900 and on
 class PluggedNetwork:
     """The product's network `name` in `world`, kept up by a held port; namespaces can be plugged into it."""
 
-    def __init__(self, world: World, name: str = "bench", *, ports: int = 1) -> None:
+    def __init__(self, world: World, name: str = "bench", *, ports: int = 1, options: str = "") -> None:
         self.name = name
         self._world = world
         # A shell that ignores its arguments holds the port; nothing else is needed of a VM here.
         program = ["sh", "-c", "exec sleep 100000", "sh"]
         command = ["vmnet", "run", "--name", name, "--", *program]
         for number in range(ports):
-            command += ["-netdev", f"vmnet-shared,id=n{number}"]
+            command += ["-netdev", f"vmnet-shared,id=n{number}{options}"]
         self._holder = world.product(command, stdin=subprocess.DEVNULL)
         self.record = self._await_record(ports)
         self.inside = self._attach()
@@ -55,15 +56,34 @@ class PluggedNetwork:
     @property
     def gateway(self) -> str:
         """The gateway's address."""
-        return str(self.record["subnet"]["gateway"])
+        return str(self._config["subnet"]["gateway"])
+
+    @property
+    def prefix(self) -> ipaddress.IPv6Network | None:
+        """The network's IPv6 prefix; None where it has no IPv6."""
+        prefix = self._config.get("prefix")
+        return None if prefix is None else ipaddress.IPv6Network(prefix)
+
+    @property
+    def gateway6(self) -> str:
+        """The gateway's IPv6 address."""
+        if self.prefix is None:
+            raise RuntimeError(f"network '{self.name}' has no IPv6")
+        return str(self.prefix[1])
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.record["config"]
+        return config
 
     def plug(self) -> Namespace:
-        """A guest in the network: its namespace, with interface eth0, an address, and the default route."""
+        """A guest in the network: its namespace, with interface eth0, addresses, and the default routes."""
         number = len(self._guests)
         guest = self._world.namespace(f"g{number}-{self.name}")
         self._guests.append(guest)
         port = f"vm{900 + number}"
-        guest.batch(f"link add eth0 type veth peer name {port} netns {self._tag}")
+        mtu = self._config.get("mtu", 1500)
+        guest.batch(f"link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {self._tag}")
         self.inside_batch(f"link set {port} master vmnet0 txqueuelen 20000 up")
         prefix, _, last = self.gateway.rpartition(".")
         guest.batch(f"addr add {prefix}.{int(last) + 200 + number}/24 dev eth0", "link set eth0 up")
@@ -74,6 +94,11 @@ class PluggedNetwork:
         self.nft(f"add element bridge vmnet leased {{ {address} }}")
         self.nft(f'add element bridge vmnet owned {{ {address} . "{port}" }}')
         self.nft(f"add element ip vmnet ids {{ {_MARK + number} : {900 + number} }}")
+        if self.prefix is not None:
+            self.nft(f"add element ip6 vmnet ids {{ {_MARK + number} : {900 + number} }}")
+            guest.sysctl("net.ipv6.conf.eth0.accept_ra", 0)
+            guest.batch(f"addr add {self.prefix[0x200 + number]}/64 dev eth0 nodad")
+            guest.batch(f"route add default via {self.gateway6}")
         return guest
 
     def inside_batch(self, *lines: str) -> None:

@@ -6,10 +6,11 @@
 
 - `HOST` is the namespace that the product starts in; its resolver is `NAMESERVER`, and everyone may use ping
   sockets there.
-- `SERVER` and `WEB` answer on the ports that lab/internet.py lists; iperf3 listens on `SERVER` ports 5201 to 5204.
+- `SERVER` and `WEB` answer on the ports that lab/internet.py lists; iperf3 listens on `SERVER` ports 5201 to 5204, and
+  on the same of `SERVER6`.
 - `NAMESERVER` and `NAMESERVER2` (dnsmasq) know example.test; everything else does not exist for them.
 - Nothing listens on other ports (refused); `BLACKHOLE` swallows everything; for `UNREACHABLE` the router answers with
-  ICMP host unreachable, for `PROHIBITED` with ICMP administratively prohibited.
+  ICMP host unreachable, for `PROHIBITED` with ICMP administratively prohibited. Each has its like in IPv6.
 
 The product runs as an unprivileged user: `product()` changes to uid 60001 where the lab is root's, and to the caller's
 own uid, without rights, where it is a user's. Its home and its runtime directory are made for it and go with the world.
@@ -23,6 +24,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +43,7 @@ SERVER, SERVER6 = "203.0.113.1", "2001:db8:2::1"
 WEB, WEB6 = "203.0.113.80", "2001:db8:2::80"
 NAMESERVER, NAMESERVER6, NAMESERVER2 = "203.0.113.53", "2001:db8:2::53", "203.0.113.54"
 BLACKHOLE, UNREACHABLE, PROHIBITED = "203.0.113.66", "203.0.113.67", "203.0.113.68"
+BLACKHOLE6, UNREACHABLE6, PROHIBITED6 = "2001:db8:2::66", "2001:db8:2::67", "2001:db8:2::68"
 IPERF_PORTS = (5201, 5202, 5203, 5204)
 PAGE = internet.PAGE.decode()
 UID = 60001  # an id that no distribution gives to anyone
@@ -185,6 +188,13 @@ class World:
         self.router.batch(f"link set outer mtu {mtu}")
         self.internet.batch(f"link set uplink mtu {mtu}")
 
+    def ipv6(self, *, on: bool) -> None:
+        """Take IPv6's address and route away from the host, or give them back: most hosts have no IPv6."""
+        verb = "add" if on else "del"
+        self.host.batch(f"addr {verb} {HOST6}/64 dev eth0{' nodad' if on else ''}")
+        if on:
+            self.host.batch(f"route add default via {ROUTER6}")
+
     def stop_nameserver(self, address: str = NAMESERVER) -> None:
         """End one name server: what asks it gets ICMP port unreachable."""
         self._end(self._nameservers.pop(address))
@@ -304,11 +314,15 @@ class World:
             namespace.sysctl("net.ipv4.ip_forward", 1)  # without it, no ICMP error for a route that says "unreachable"
             namespace.sysctl("net.ipv4.icmp_ratelimit", 0)
             namespace.sysctl("net.ipv6.conf.all.forwarding", 1)
+            namespace.sysctl("net.ipv6.icmp.ratelimit", 0)
         addresses = [f"{a}/32" for a in (SERVER, WEB, NAMESERVER, NAMESERVER2)]
         addresses += [f"{a}/128" for a in (SERVER6, WEB6, NAMESERVER6)]
         self.internet.batch(*(f"addr add {a} dev lo{' nodad' if ':' in a else ''}" for a in addresses))
         self.internet.batch(f"route add blackhole {BLACKHOLE}")
         self.router.batch(f"route add unreachable {UNREACHABLE}", f"route add prohibit {PROHIBITED}")
+        if self.router is not self.internet:  # there is nobody else to send them on to
+            self.internet.batch(f"route add blackhole {BLACKHOLE6}")
+            self.router.batch(f"route add unreachable {UNREACHABLE6}", f"route add prohibit {PROHIBITED6}")
 
     def _start_services(self) -> None:
         self._nameservers: dict[str, subprocess.Popen[Any]] = {}
@@ -316,12 +330,14 @@ class World:
         services = self._service(
             [sys.executable, "-m", "lab.internet", SERVER, WEB, SERVER6, WEB6], env=environment, stdout=subprocess.PIPE
         )
-        for port in IPERF_PORTS:
-            self._service(["iperf3", "--server", "--bind", SERVER, "--port", str(port)])
+        for address in (SERVER, SERVER6):
+            for port in IPERF_PORTS:
+                self._service(["iperf3", "--server", "--bind", address, "--port", str(port)])
         for address in (NAMESERVER, NAMESERVER2):
             self.start_nameserver(address)
-        for port in IPERF_PORTS:
-            self._await_port(SERVER, port)
+        for address in (SERVER, SERVER6):
+            for port in IPERF_PORTS:
+                self._await_port(address, port)
         if services.stdout is None or services.stdout.readline() != b"ready\n":
             said = (self.directory / "services.log").read_text()
             raise RuntimeError(f"the lab's services did not start: {said}")
@@ -337,7 +353,7 @@ class World:
     def _await_port(self, address: str, port: int) -> None:
         deadline = time.monotonic() + 10
         while True:
-            with self.internet.socket() as sock:
+            with self.internet.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
                 if sock.connect_ex((address, port)) == 0:
                     return
             if time.monotonic() > deadline:

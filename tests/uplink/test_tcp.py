@@ -71,8 +71,8 @@ class Bench:
     def close(self) -> None:
         self.uplink.close()
         assert (self.uplink.pending(), len(self.uplink.flows)) == (0, 0)
-        assert self.uplink._opening == {}
-        assert self.uplink._held == {}
+        assert self.uplink.opening == {}
+        assert self.uplink.held == {}
         for sock in (self.server, self.stuck, self.fill):
             sock.close()
         self.lane.close()

@@ -24,6 +24,7 @@ _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 IP_TRANSPARENT = 19
 IP_RECVERR = 11
+IP_RECVTTL = 12
 IP_MTU_DISCOVER = 10
 IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 0, 1, 2
 
@@ -65,6 +66,14 @@ def tcp() -> int:
 def udp() -> int:
     """A non-blocking IPv4 UDP socket."""
     fd = _socket(socket.AF_INET, socket.SOCK_DGRAM | _NONBLOCK, 0)
+    if fd < 0:
+        raise _error()
+    return int(fd)
+
+
+def ping() -> int:
+    """A non-blocking ICMP ping socket: icmp(7), net.ipv4.ping_group_range."""
+    fd = _socket(socket.AF_INET, socket.SOCK_DGRAM | _NONBLOCK, socket.IPPROTO_ICMP)
     if fd < 0:
         raise _error()
     return int(fd)

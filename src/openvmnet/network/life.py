@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 import logging
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +97,12 @@ class Network:
         """A port for one NIC; its answer and the TAP's descriptor, which the caller has to close after sending."""
         if len(self.ports) >= PORTS:
             raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
-        mac = self._mac_for(request)
+        mac = self._mac_for(request) if request.allocate_mac else ""
         number = self._number()
         port = Port(number, request.vm, request.netdev, mac, request.isolated, request.pid)
         self.ports[port.link] = port
         try:
-            _, fd = await self.engine.plug(number, isolated=request.isolated)
+            _, fd = await self.engine.plug(number, isolated=request.isolated, offloads=request.offloads)
         except BaseException:
             self.ports.pop(port.link, None)
             raise
@@ -202,12 +202,13 @@ class Network:
         if port is None:
             return
         log.info("port %s: VM %s has gone", link, port.vm)
-        addresses = {one.address for one in self.engine.neighbours() if one.mac == port.mac}
+        neighbours = self.engine.neighbours() + self.engine.neighbours6()
+        addresses = {one.address for one in neighbours if one.mac == port.mac}
         if self.gateway is not None:
             addresses |= self.gateway.port_gone(port)
         if self.outside is not None:
             for address in addresses:
-                self.outside.forget_guest(socket.inet_aton(address))
+                self.outside.forget_guest(ipaddress.ip_address(address).packed)
         self._crowd()
         self._save()
         self._spawn(self.engine.unplug(link))

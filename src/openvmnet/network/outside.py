@@ -7,10 +7,11 @@ import resource
 from typing import TYPE_CHECKING
 
 from openvmnet.uplink import icmp
+from openvmnet.uplink.family import IPV6
 from openvmnet.uplink.slowpath import SlowPath
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
-from openvmnet.wire import ip
+from openvmnet.wire import ip, ip6
 
 if TYPE_CHECKING:
     from openvmnet.config import NetworkConfig
@@ -34,10 +35,18 @@ class Outside:
         self.tcp = TcpUplink(lane, engine.listener, slowpath.write, subnet.gateway.packed, loop.call_soon, tcp_limit)
         self.udp = UdpUplink(lane, engine.transparent, slowpath.write, config.mtu, udp_limit)
         self.udp.turns, self.udp.later = self.tcp.turns, loop.call_later
-        self.icmp = icmp.IcmpUplink(lane, slowpath.write)
+        self.icmp = icmp.IcmpUplink(lane, slowpath.write, config.mtu)
+        self.icmp6 = icmp.IcmpUplink(lane, slowpath.write, config.mtu, family=IPV6)
         if not icmp.allowed():
             self.limits.append("guests cannot ping the outside: this host allows no ping sockets (see vmnet doctor)")
         slowpath.uplinks = {ip.TCP: self.tcp, ip.UDP: self.udp, ip.ICMP: self.icmp}
+        if engine.prefix is not None and engine.listener6 is not None:
+            slowpath.uplinks6 = {
+                ip.TCP: self.tcp.serve6(engine.listener6, engine.prefix[1].packed),
+                ip.UDP: self.udp.serve6(engine.transparent6),
+                ip6.ICMP: self.icmp6,
+            }
+        self._uplinks = (self.tcp, self.udp, self.icmp, self.icmp6)
 
     def start(self) -> None:
         """Begin to take what opens flows."""
@@ -49,12 +58,12 @@ class Outside:
 
     def sweep(self) -> None:
         """Once in a while: end what is idle or lost."""
-        for uplink in (self.tcp, self.udp, self.icmp):
+        for uplink in self._uplinks:
             uplink.sweep()
 
     def forget_guest(self, address: bytes) -> None:
         """The guest at `address` is gone, and its flows with it."""
-        for uplink in (self.tcp, self.udp, self.icmp):
+        for uplink in self._uplinks:
             uplink.forget_guest(address)
 
     def flows(self) -> dict[str, int]:
@@ -63,18 +72,19 @@ class Outside:
             "tcp": len(self.tcp.flows),
             "tcp_opening": self.tcp.pending(),
             "udp": len(self.udp),
-            "icmp": len(self.icmp),
+            "icmp": len(self.icmp) + len(self.icmp6),
         }
 
     def counters(self) -> dict[str, int]:
         """What its parts counted."""
         counters: dict[str, int] = {}
-        for part in (self.tcp, self.udp, self.icmp, self.slowpath):
+        for part in (*self._uplinks, self.slowpath):
             counters |= part.counters
         return counters
 
     def close(self) -> None:
         """End every flow, and the TUN with the slow path."""
+        self.icmp6.close()
         self.icmp.close()
         self.udp.close()
         self.tcp.close()

@@ -8,6 +8,10 @@ came, so the guest measures the real round trip, with the TTL that the answer ha
 
 One socket serves one guest's identifier towards one destination. Time-exceeded and unreachable messages about a request
 are carried back from the router that sent them, so traceroute with ICMP works beyond the first hop.
+
+IPv6 has an uplink of its own of the same class, with counters of its own. No router fragments IPv6, so a request that
+the path does not take whole is answered with "packet too big", unless it is larger than the guest's link: then it can
+only have come in fragments, and leaves in fragments.
 """
 
 from __future__ import annotations
@@ -23,17 +27,17 @@ from typing import TYPE_CHECKING
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.uplink import hosterror
-from openvmnet.wire import ip
+from openvmnet.uplink.family import IPV4, IPV6, Family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from openvmnet.kernel.loop import Lane
+    from openvmnet.wire import ip
 
 IDLE = 30.0  # s; conntrack's nf_conntrack_icmp_timeout
 LIMIT = 512  # identifiers at once
 _ECHO = struct.Struct("!BBHHH")
-_IP_RECVTTL = 12
 _REPLIES = 16  # taken in one turn
 
 
@@ -62,24 +66,33 @@ class EchoFlow:
 
 
 class IcmpUplink:
-    """All echo requests of a network's guests; `write` puts an IPv4 packet into the TUN."""
+    """All echo requests of a network's guests in one version of IP.
 
-    def __init__(self, lane: Lane, write: Callable[[bytes], object]) -> None:
+    `write` puts an IP packet into the TUN, `mtu` is the guests' link MTU.
+    """
+
+    def __init__(self, lane: Lane, write: Callable[[bytes], object], mtu: int = 1500, *, family: Family = IPV4) -> None:
         self._lane = lane
         self._write = write
+        self._mtu = mtu
+        self._family = family
+        self._packets = family.packets
         self._flows: OrderedDict[bytes, EchoFlow] = OrderedDict()
-        self.counters = {"icmp_requests": 0, "icmp_replies": 0, "icmp_errors": 0, "icmp_forbidden": 0}
+        self._requests, self._replies, self._errors, self._forbidden = names = tuple(
+            ("icmp6_" if family is IPV6 else "icmp_") + name for name in ("requests", "replies", "errors", "forbidden")
+        )
+        self.counters = dict.fromkeys(names, 0)
 
     def __len__(self) -> int:
         return len(self._flows)
 
     def open(self, packet: bytes, header: ip.Header) -> None:
-        """An echo request, as a whole IPv4 packet."""
+        """An echo request, as a whole IP packet."""
         offset = header.payload
-        if header.total < offset + 8 or packet[offset] != ip.ECHO_REQUEST:
+        if header.total < offset + 8 or packet[offset] != self._packets.ECHO_REQUEST:
             return
         _, _, _, identifier, sequence = _ECHO.unpack_from(packet, offset)
-        key = packet[12:20] + packet[offset + 4 : offset + 6]
+        key = packet[self._family.addresses] + packet[offset + 4 : offset + 6]
         flow = self._flows.get(key)
         if flow is None:
             flow = self._make(key, header, identifier)
@@ -88,20 +101,23 @@ class IcmpUplink:
         else:
             self._flows.move_to_end(key)
         flow.last = time.monotonic()
-        self.counters["icmp_requests"] += 1
+        self.counters[self._requests] += 1
         if flow.ttl != header.ttl:
             flow.ttl = header.ttl
-            sockets.set_option(flow.sock.fileno(), socket.SOL_IP, socket.IP_TTL, header.ttl)
-        message = _ECHO.pack(ip.ECHO_REQUEST, 0, 0, 0, sequence) + packet[offset + 8 : header.total]
+            sockets.set_option(flow.sock.fileno(), *self._family.hops, header.ttl)
+        message = _ECHO.pack(self._packets.ECHO_REQUEST, 0, 0, 0, sequence) + packet[offset + 8 : header.total]
+        if self._family is IPV6:
+            whole = sockets.IP_PMTUDISC_DO if header.total <= self._mtu else sockets.IP_PMTUDISC_DONT
+            sockets.set_option(flow.sock.fileno(), *self._family.mtu_discover, whole)
         for last in (False, True):
             try:
                 flow.sock.send(message)
             except OSError as error:
-                if not self.report(flow) and error.errno in hosterror.UNREACHABLE:
-                    code = hosterror.UNREACHABLE[error.errno]
-                    self._write(ip.build_error(header.dst, packet, ip.UNREACHABLE, code))
+                told = self.report(flow, packet)
+                if not told and error.errno in self._family.unreachable:
+                    self._unreachable(packet, header, error.errno)
                     return
-                if not last:
+                if not last and all(one.kind is not None for one in told):
                     continue  # an earlier request's error stood in for this one
             return
 
@@ -114,25 +130,27 @@ class IcmpUplink:
                 return
             if len(data) < 8:
                 continue
-            ttl = next((struct.unpack("=i", value)[0] for _, kind, value in ancillary if kind == socket.IP_TTL), 64)
+            wanted = self._family.hops_received
+            ttl = next((struct.unpack("=i", value)[0] for *kind, value in ancillary if tuple(kind) == wanted), 64)
             sequence = struct.unpack_from("!H", data, 6)[0]
-            self.counters["icmp_replies"] += 1
+            self.counters[self._replies] += 1
+            build = self._packets.build_echo_reply
             # From here to the guest the packet is forwarded once by the namespace and once was by this host.
-            self._write(
-                ip.build_echo_reply(flow.target, flow.guest, flow.identifier, sequence, data[8:], ttl=max(2, ttl))
-            )
+            self._write(build(flow.target, flow.guest, flow.identifier, sequence, data[8:], ttl=max(2, ttl)))
 
-    def report(self, flow: EchoFlow) -> int:
-        """Carry errors about requests back; how many there were."""
+    def report(self, flow: EchoFlow, packet: bytes | None = None) -> list[hosterror.HostError]:
+        """Carry errors about requests back, and give them. `packet` is what the host's own kernel has refused."""
         errors = hosterror.read(flow.sock.fileno())
+        build = self._packets.build_echo_request
         for error in errors:
-            self.counters["icmp_errors"] += 1
+            self.counters[self._errors] += 1
             sequence = struct.unpack_from("!H", error.data, 6)[0] if len(error.data) >= 8 else 0
-            quoted = ip.build_echo_request(flow.guest, flow.target, flow.identifier, sequence, error.data[8:])
-            message = hosterror.as_icmp(error, quoted=quoted, destination=flow.target)
+            quoted = packet if error.kind is None else None
+            quoted = quoted or build(flow.guest, flow.target, flow.identifier, sequence, error.data[8:])
+            message = self._family.as_icmp(error, quoted=quoted, destination=flow.target)
             if message is not None:
                 self._write(message)
-        return len(errors)
+        return errors
 
     def sweep(self) -> None:
         """Every few seconds: end the identifiers that idle."""
@@ -141,7 +159,7 @@ class IcmpUplink:
             self._end(key)
 
     def forget_guest(self, address: bytes) -> None:
-        """The guest at `address` (4 octets) is gone."""
+        """The guest at `address` (4 or 16 octets) is gone."""
         for key in [key for key, flow in self._flows.items() if flow.guest == address]:
             self._end(key)
 
@@ -153,26 +171,32 @@ class IcmpUplink:
     def _make(self, key: bytes, header: ip.Header, identifier: int) -> EchoFlow | None:
         if len(self._flows) >= LIMIT:
             self._end(next(iter(self._flows)))
-        sock = None
+        family, sock = self._family, None
         try:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
-            sock.setsockopt(socket.SOL_IP, _IP_RECVTTL, 1)
-            sock.setsockopt(socket.SOL_IP, sockets.IP_RECVERR, 1)
-            sock.connect((socket.inet_ntoa(header.dst), 0))
+            sock = socket.socket(fileno=family.sockets.ping())
+            sock.setsockopt(*family.receive_hops, 1)
+            sock.setsockopt(*family.receive_errors, 1)
+            refused = family.sockets.connect(sock.fileno(), bytes(2) + header.dst)
+            if refused:
+                raise OSError(refused, os.strerror(refused))
         except OSError as error:
             if sock is not None:
                 sock.close()
             if sock is None and error.errno in (errno.EACCES, errno.EPERM):
-                self.counters["icmp_forbidden"] += 1
-            elif error.errno in hosterror.UNREACHABLE:
-                self.counters["icmp_errors"] += 1
-                quoted = ip.build_echo_request(header.src, header.dst, identifier, 0, b"")
-                self._write(ip.build_error(header.dst, quoted, ip.UNREACHABLE, hosterror.UNREACHABLE[error.errno]))
+                self.counters[self._forbidden] += 1
+            elif error.errno in family.unreachable:
+                self.counters[self._errors] += 1
+                quoted = self._packets.build_echo_request(header.src, header.dst, identifier, 0, b"")
+                self._unreachable(quoted, header, error.errno)
             return None
         flow = EchoFlow(self, header.src, header.dst, identifier, sock)
         self._flows[key] = flow
         self._lane.watch(sock.fileno(), READ, flow.on_event)
         return flow
+
+    def _unreachable(self, packet: bytes, header: ip.Header, number: int | None) -> None:
+        code = self._family.unreachable[number or 0]
+        self._write(self._packets.build_error(header.dst, packet, self._packets.UNREACHABLE, code))
 
     def _end(self, key: bytes) -> None:
         flow = self._flows.pop(key)

@@ -70,7 +70,7 @@ class Direction:
 class Flow:
     """A TCP connection of a guest: descriptor `guest` in the namespace, `host` outside, and the two directions.
 
-    `guest_address` is the guest's IPv4 address, 4 octets. `on_end(flow)` is called once, when both sockets are closed.
+    `guest_address` is the guest's, 4 or 16 octets. `on_end(flow)` is called once, when both sockets are closed.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""The slow path: what opens a flow comes here as a raw IPv4 packet, through the TUN `up0`.
+"""The slow path: what opens a flow comes here as a raw IP packet, through the TUN `up0`.
 
 The firewall sends here only what opens: TCP SYNs, UDP datagrams without a flow, ICMP echo requests. Each goes to the
 uplink of its protocol. What an uplink answers in a guest's direction (the accepted SYN, a RST, an ICMP error, an echo
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 from openvmnet.budget import Budget
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
-from openvmnet.wire import ip
+from openvmnet.wire import ip, ip6
 from openvmnet.wire.fragments import Reassembly
+from openvmnet.wire.fragments6 import Reassembly6
 
 if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 PACKETS = 64  # taken in one turn
 SHARE = 0.4  # of the thread's time, for one port's openings while there are others
 _LARGEST = 65536
+_VERSION_6 = 0x60  # in the first octet, the upper half
 
 
 class Uplink(Protocol):
@@ -39,13 +41,14 @@ class Uplink(Protocol):
 
 
 class SlowPath:
-    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist."""
+    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist, IPv6's apart."""
 
     def __init__(self, lane: Lane, tun: int) -> None:
         self._lane = lane
         self._tun = tun
-        self._fragments = Reassembly()
+        self._fragments, self._fragments6 = Reassembly(), Reassembly6()
         self.uplinks: dict[int, Uplink] = {}
+        self.uplinks6: dict[int, Uplink] = {}
         self.budget = Budget(SHARE)
         self.counters = {
             "slowpath_packets": 0,
@@ -79,20 +82,22 @@ class SlowPath:
             except BlockingIOError:
                 return
             self.counters["slowpath_packets"] += 1
-            owner = int.from_bytes(packet[4:6])  # the port, which the firewall wrote there
+            # The port, which the firewall wrote there: into the identification, or the flow label.
+            six = packet[0] >= _VERSION_6
+            owner = int.from_bytes(packet[2:4] if six else packet[4:6])
             if not budget.allows(owner):
                 self.counters["slowpath_over_budget"] += 1
                 continue
-            self._dispatch(packet)
+            self._dispatch(packet, six=six)
             budget.charge(owner)
 
-    def _dispatch(self, packet: bytes) -> None:
+    def _dispatch(self, packet: bytes, *, six: bool) -> None:
         try:
-            whole = self._fragments.add(packet)
+            whole = (self._fragments6 if six else self._fragments).add(packet)
             if whole is None:
                 return
-            header = ip.parse(whole)
-            uplink = self.uplinks.get(header.protocol)
+            header = ip6.parse(whole) if six else ip.parse(whole)
+            uplink = (self.uplinks6 if six else self.uplinks).get(header.protocol)
             if uplink is not None:
                 uplink.open(whole, header)
         except Malformed as error:
@@ -102,4 +107,4 @@ class SlowPath:
             # One packet's trouble must not close the way for all: the lane forgets a handler that raises.
             self.counters["slowpath_failed"] += 1
             if self.counters["slowpath_failed"] == 1:
-                log.exception("a flow of %s could not be opened; more of the kind are counted", packet[12:16].hex("."))
+                log.exception("a packet of %s opened no flow; more of the kind are counted", packet[:40].hex())

@@ -12,8 +12,11 @@ that are gone, and the kernel answers from the listener with a RST. Some have lo
 find neither the request nor the socket that takes its place when a handshake ends, and the segment after the guest's
 ACK, on another processor, would be answered with a RST too. When it is back from Python, the socket is there.
 
-An opening is known by its 4-tuple, the twelve octets (addresses, ports) as they lie in the packet, and whose it is by
-the port that the firewall wrote into the packet's identification: an address can be made up.
+An opening is known by its 4-tuple, addresses and ports as they lie in the packet, and whose it is by the port that the
+firewall wrote into the packet's identification (IPv6: its flow label): an address can be made up.
+
+IPv4 and IPv6 have a `Door` each, with a listener and an `open()` of its own; behind it, they share tables and bounds.
+Where a guest's destination is to be found from here, `destination` says: the gateway's address is this host.
 
 Bounds: OPENINGS_PER_GUEST openings of one port, `limit` flows and openings in all, of which one port may have seven
 eighths. An accepted host connection whose guest does not complete within ACCEPT_TIMEOUT is reset, and so is a flow of
@@ -33,7 +36,7 @@ from typing import TYPE_CHECKING
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
 from openvmnet.notice import Notice
-from openvmnet.uplink import hosterror
+from openvmnet.uplink.family import IPV4, IPV6, Family, itself
 from openvmnet.uplink.pipes import PipePool
 from openvmnet.uplink.pump import EVENTS, Flow
 from openvmnet.wire import ip
@@ -51,9 +54,7 @@ KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection afte
 LOST_TIMEOUT = 60.0  # s for a peer to take what the other side sent before it was reset (a kernel's own patience, too)
 _ACCEPTS = 64  # connections accepted in one turn
 
-# What a failed connect(2) is to the guest: an ICMP unreachable code, or a RST. Everything else stays unanswered.
-# A refusal is a RST, which comes first.
-_UNREACHABLE = hosterror.UNREACHABLE | {errno.ENOPROTOOPT: ip.PROTOCOL}
+# What a failed connect(2) is to the guest: a RST, or an ICMP unreachable code. Everything else stays unanswered.
 _FLAGS = ip.SYN | ip.ACK | ip.RST | ip.FIN
 _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 
@@ -61,10 +62,10 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("_tcp", "accepted", "connected", "deadline", "fd", "header", "key", "owner", "packet", "seen")
+    __slots__ = ("accepted", "connected", "deadline", "door", "fd", "header", "key", "owner", "packet", "seen")
 
-    def __init__(self, tcp: TcpUplink, key: bytes, packet: bytes, header: ip.Header, fd: int, owner: int) -> None:
-        self._tcp = tcp
+    def __init__(self, door: Door, key: bytes, packet: bytes, header: ip.Header, fd: int, owner: int) -> None:
+        self.door = door
         self.owner = owner
         self.key = key
         self.packet = packet
@@ -83,16 +84,16 @@ class Opening:
             self.seen |= mask  # for the flow, which is not there yet
             return
         if mask & BROKEN:
-            self._tcp.failed(self, sockets.pending_error(self.fd) or errno.ECONNREFUSED)
+            self.door.failed(self, sockets.pending_error(self.fd) or errno.ECONNREFUSED)
         elif mask & WRITE:
             self.seen = mask & ~WRITE  # an answer may be there with the acceptance
-            self._tcp.connected(self)
+            self.door.connected(self)
 
 
 class TcpUplink:
     """All TCP connections of a network's guests.
 
-    `listener` is the transparent listening socket made in the namespace, `write` puts an IPv4 packet into the TUN,
+    `listener` is the transparent listening socket made in the namespace, `write` puts an IP packet into the TUN,
     `error_source` is the gateway's address (4 octets), the sender of ICMP errors, `limit` the flows and openings.
     """
 
@@ -105,93 +106,32 @@ class TcpUplink:
         resume: Callable[[Callable[[], None]], object],
         limit: int,
     ) -> None:
-        self._lane = lane
-        self._listener = listener
-        self._accept_fd = listener.fileno()
-        self._write = write
-        self._error_source = error_source
-        self._resume = resume
-        self._limit = limit
-        self._pool = PipePool()
-        self._openings: dict[bytes, Opening] = {}
-        self._opening: dict[int, int] = {}  # openings by owner
-        self._awaited = 0  # guests that the kernel shakes hands with
-        self._held: dict[int, int] = {}  # openings and flows by owner
-        self._full = Notice(log)
+        self.lane = lane
+        self.write = write
+        self.resume = resume
+        self.limit = limit
+        self.pool = PipePool()
+        self.openings: dict[bytes, Opening] = {}
+        self.opening: dict[int, int] = {}  # openings by owner
+        self.held: dict[int, int] = {}  # openings and flows by owner
         self.flows: set[Flow] = set()
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
-        for option, value in (
-            (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
-            (socket.TCP_KEEPINTVL, 60),
-            (socket.TCP_KEEPCNT, 5),
-        ):
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit all of it
-        for option in (socket.SO_KEEPALIVE, socket.SO_OOBINLINE):
-            listener.setsockopt(socket.SOL_SOCKET, option, 1)
-        lane.watch(self._accept_fd, 1, self._on_accept)
+        # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
+        self.destination: Callable[[bytes, int], bytes | None] = itself
+        self._full = Notice(log)
+        self._doors = [Door(self, IPV4, listener, error_source)]
+        self.open = self._doors[0].open
 
-    def open(self, packet: bytes, header: ip.Header) -> None:
-        """A guest's SYN, or a segment without a socket, as a whole IPv4 packet."""
-        offset = header.payload
-        if len(packet) < offset + 20:
-            return
-        if packet[offset + 13] & _FLAGS != ip.SYN:
-            self.counters["tcp_stray"] += 1
-            self._write(packet)
-            return
-        key = packet[12:20] + packet[offset : offset + 4]
-        known = self._openings.get(key)
-        if known is not None:
-            # The first one or the SYN-ACK to it was lost; or the guest has given up and begins anew from the same port,
-            # with a sequence number of which the one before knows nothing.
-            known.packet, known.header = packet, header
-            if known.connected:
-                known.deadline = time.monotonic() + ACCEPT_TIMEOUT
-                self._write(packet)
-            return
-        owner = header.identification
-        if (
-            self._opening.get(owner, 0) >= OPENINGS_PER_GUEST
-            or self._held.get(owner, 0) >= self._limit - self._limit // 8
-            or len(self._openings) + len(self.flows) >= self._limit
-        ):
-            self._drop(header.src, owner)
-            return
-        try:
-            fd = sockets.tcp()
-        except OSError as error:
-            self._drop(header.src, owner, error)
-            return
-        opening = Opening(self, key, packet, header, fd, owner)
-        result = sockets.connect(fd, key[10:12] + key[4:8])
-        if result not in (0, errno.EINPROGRESS):
-            os.close(fd)
-            self._answer(opening, result)
-            return
-        self._openings[key] = opening
-        _count(self._opening, owner, 1)
-        _count(self._held, owner, 1)
-        self._lane.watch(fd, EVENTS, opening.on_event)
-
-    def connected(self, opening: Opening) -> None:
-        """The outside has accepted: let the kernel shake hands with the guest."""
-        opening.connected = True
-        self._awaited += 1
-        opening.deadline = time.monotonic() + ACCEPT_TIMEOUT
-        self._write(opening.packet)
-
-    def failed(self, opening: Opening, error: int) -> None:
-        """The outside has not accepted: say to the guest what its own kernel would have said."""
-        self._forget(opening)
-        self._lane.dropped(opening.fd)
-        os.close(opening.fd)
-        opening.fd = -1
-        self._answer(opening, error)
+    def serve6(self, listener: socket.socket, error_source: bytes) -> Door:
+        """Serve IPv6 as well; what opens its connections. `error_source` is the gateway's address (16 octets)."""
+        door = Door(self, IPV6, listener, error_source)
+        self._doors.append(door)
+        return door
 
     def sweep(self) -> None:
         """Once in a while: reset what no guest came for, and turn keep-alive on for what has lived for some time."""
         now = time.monotonic()
-        for opening in [one for one in self._openings.values() if one.connected and one.deadline < now]:
+        for opening in [one for one in self.openings.values() if one.connected and one.deadline < now]:
             self._abort(opening)
         for flow in [one for one in self.flows if one.lost and one.lost + LOST_TIMEOUT < now]:
             flow.abort()
@@ -202,32 +142,175 @@ class TcpUplink:
                 sockets.set_option(flow.host, socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
     def forget_guest(self, address: bytes) -> None:
-        """The guest at `address` (4 octets) is gone: end its flows and openings."""
+        """The guest at `address` (4 or 16 octets) is gone: end its flows and openings."""
         for flow in [one for one in self.flows if one.guest_address == address]:
             flow.abort()
-        for opening in [one for one in self._openings.values() if one.key[:4] == address]:
+        for opening in [one for one in self.openings.values() if one.header.src == address]:
             self._abort(opening)
 
     def close(self) -> None:
         """End everything."""
-        self._lane.forget(self._accept_fd)
-        self._listener.close()
-        for address in {one.key[:4] for one in self._openings.values()} | {one.guest_address for one in self.flows}:
+        for door in self._doors:
+            door.close()
+        for address in {one.header.src for one in self.openings.values()} | {one.guest_address for one in self.flows}:
             self.forget_guest(address)
-        self._pool.close()
+        self.pool.close()
 
     def turns(self) -> int:
         """Turns in which bulk was moved, since the beginning."""
-        return self._pool.turns
+        return self.pool.turns
 
     def pending(self) -> int:
         """Openings now."""
-        return len(self._openings)
+        return len(self.openings)
+
+    def full(self, owner: int) -> bool:
+        """Whether a port, or all of them, have as many connections as they may."""
+        return (
+            self.opening.get(owner, 0) >= OPENINGS_PER_GUEST
+            or self.held.get(owner, 0) >= self.limit - self.limit // 8
+            or len(self.openings) + len(self.flows) >= self.limit
+        )
+
+    def add(self, opening: Opening) -> None:
+        """An opening begins."""
+        self.openings[opening.key] = opening
+        _count(self.opening, opening.owner, 1)
+        _count(self.held, opening.owner, 1)
+
+    def forget(self, opening: Opening) -> bool:
+        """An opening ends, as a flow or otherwise; whether it was there."""
+        if self.openings.pop(opening.key, None) is None:
+            return False
+        _count(self.opening, opening.owner, -1)
+        if not opening.accepted:
+            _count(self.held, opening.owner, -1)
+        return True
+
+    def ended(self, flow: Flow) -> None:
+        """A flow ends."""
+        self.flows.discard(flow)
+        _count(self.held, flow.owner, -1)
+
+    def drop(self, guest: str, owner: int, error: OSError | None = None) -> None:
+        """Leave a SYN unanswered; its sender tries again."""
+        self.counters["tcp_dropped"] += 1
+        self._full.warn(
+            "a connection of %s was dropped: %s (its port has %d openings and %d connections; all have %d of %d)",
+            guest,
+            error or "a bound is reached",
+            self.opening.get(owner, 0),
+            self.held.get(owner, 0),
+            len(self.flows),
+            self.limit,
+        )
+
+    def _abort(self, opening: Opening) -> None:
+        """No guest comes for it: end it, with a RST to the outside."""
+        opening.door.forget(opening)
+        self.lane.dropped(opening.fd)
+        sockets.abort(opening.fd)
+        opening.fd = -1
+
+
+class Door:
+    """The way in of one version of IP: what its SYNs open, and what its listener accepts."""
+
+    def __init__(self, tcp: TcpUplink, family: Family, listener: socket.socket, error_source: bytes) -> None:
+        self._tcp = tcp
+        self._lane = tcp.lane
+        self._openings = tcp.openings
+        self._family = family
+        self._sockets = family.sockets
+        self._addresses = family.addresses
+        self._listener = listener
+        self._accept_fd = listener.fileno()
+        self._error_source = error_source
+        self._awaited = 0  # guests that the kernel shakes hands with
+        for option, value in (
+            (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+            (socket.TCP_KEEPINTVL, 60),
+            (socket.TCP_KEEPCNT, 5),
+        ):
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit all of it
+        for option in (socket.SO_KEEPALIVE, socket.SO_OOBINLINE):
+            listener.setsockopt(socket.SOL_SOCKET, option, 1)
+        self._lane.watch(self._accept_fd, 1, self._on_accept)
+
+    def open(self, packet: bytes, header: ip.Header) -> None:
+        """A guest's SYN, or a segment without a socket, as a whole IP packet."""
+        tcp, offset = self._tcp, header.payload
+        if len(packet) < offset + 20:
+            return
+        if packet[offset + 13] & _FLAGS != ip.SYN:
+            tcp.counters["tcp_stray"] += 1
+            tcp.write(packet)
+            return
+        key = packet[self._addresses] + packet[offset : offset + 4]
+        known = self._openings.get(key)
+        if known is not None:
+            # The first one or the SYN-ACK to it was lost; or the guest has given up and begins anew from the same port,
+            # with a sequence number of which the one before knows nothing.
+            known.packet, known.header = packet, header
+            if known.connected:
+                known.deadline = time.monotonic() + ACCEPT_TIMEOUT
+                tcp.write(packet)
+            return
+        owner = header.identification
+        if tcp.full(owner):
+            tcp.drop(self._family.text(header.src), owner)
+            return
+        target = tcp.destination(header.dst, int.from_bytes(key[-2:], "big"))
+        if target is None:
+            self._answer(packet, header, errno.ECONNREFUSED)
+            return
+        try:
+            fd = self._sockets.tcp()
+        except OSError as error:
+            if error.errno in self._family.unreachable:
+                self._answer(packet, header, error.errno or 0)
+            else:
+                tcp.drop(self._family.text(header.src), owner, error)
+            return
+        result = self._sockets.connect(fd, key[-2:] + target)
+        if result not in (0, errno.EINPROGRESS):
+            os.close(fd)
+            self._answer(packet, header, result)
+            return
+        opening = Opening(self, key, packet, header, fd, owner)
+        tcp.add(opening)
+        self._lane.watch(fd, EVENTS, opening.on_event)
+
+    def connected(self, opening: Opening) -> None:
+        """The outside has accepted: let the kernel shake hands with the guest."""
+        opening.connected = True
+        self._awaited += 1
+        opening.deadline = time.monotonic() + ACCEPT_TIMEOUT
+        self._tcp.write(opening.packet)
+
+    def failed(self, opening: Opening, error: int) -> None:
+        """The outside has not accepted: say to the guest what its own kernel would have said."""
+        self.forget(opening)
+        self._lane.dropped(opening.fd)
+        os.close(opening.fd)
+        opening.fd = -1
+        self._answer(opening.packet, opening.header, error)
+
+    def forget(self, opening: Opening) -> None:
+        """An opening ends."""
+        if self._tcp.forget(opening):
+            self._awaited -= opening.connected
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        self._lane.forget(self._accept_fd)
+        self._listener.close()
 
     def _on_accept(self, _: int) -> None:
+        tcp = self._tcp
         for _ in range(_ACCEPTS):
             try:
-                accepted = sockets.accept(self._accept_fd)
+                accepted = self._sockets.accept(self._accept_fd)
             except OSError as error:
                 log.warning("accepting a guest's connection: %s", error)
                 return
@@ -236,17 +319,17 @@ class TcpUplink:
             guest, peer = accepted
             opening = self._match(guest, peer)
             if opening is None:
-                self.counters["tcp_stray"] += 1
+                tcp.counters["tcp_stray"] += 1
                 sockets.abort(guest)
                 continue
             host = opening.fd
             opening.fd = -1
             opening.accepted = True
-            self._forget(opening)
-            flow = Flow(self._lane, self._pool, guest, host, peer[2:], self._ended, self._resume)
+            self.forget(opening)
+            flow = Flow(self._lane, tcp.pool, guest, host, peer[2:], tcp.ended, tcp.resume)
             flow.owner = opening.owner
-            self.flows.add(flow)
-            self.counters["tcp_opened"] += 1
+            tcp.flows.add(flow)
+            tcp.counters["tcp_opened"] += 1
             # The host's socket is watched already: what came while there was no flow is told to it now.
             self._lane.hand_over(host, flow.on_host)
             self._lane.watch(guest, EVENTS, flow.on_guest)
@@ -255,51 +338,22 @@ class TcpUplink:
             if not self._awaited:
                 return  # nobody else is expected: spare accept4(2) its EAGAIN
 
-    def _ended(self, flow: Flow) -> None:
-        self.flows.discard(flow)
-        _count(self._held, flow.owner, -1)
-
     def _match(self, guest: int, peer: bytes) -> Opening | None:
-        target = sockets.local(guest)
+        target = self._sockets.local(guest)
         return self._openings.get(peer[2:] + target[2:] + peer[:2] + target[:2])
 
-    def _forget(self, opening: Opening) -> None:
-        if self._openings.pop(opening.key, None) is None:
-            return
-        _count(self._opening, opening.owner, -1)
-        self._awaited -= opening.connected
-        if not opening.accepted:
-            _count(self._held, opening.owner, -1)
-
-    def _abort(self, opening: Opening) -> None:
-        """No guest comes for it: end it, with a RST to the outside."""
-        self._forget(opening)
-        self._lane.dropped(opening.fd)
-        sockets.abort(opening.fd)
-        opening.fd = -1
-
-    def _answer(self, opening: Opening, error: int) -> None:
-        header, packet = opening.header, opening.packet
+    def _answer(self, packet: bytes, header: ip.Header, error: int) -> None:
+        counters, family = self._tcp.counters, self._family
+        code = family.unreachable.get(error)
         if error in _RESET:
-            self.counters["tcp_refused"] += 1
-            self._write(ip.build_reset(packet, header))
-        elif error in _UNREACHABLE:
-            self.counters["tcp_unreachable"] += 1
-            self._write(ip.build_error(self._error_source, packet, ip.UNREACHABLE, _UNREACHABLE[error]))
+            counters["tcp_refused"] += 1
+            self._tcp.write(family.packets.build_reset(packet, header))
+        elif code is not None:
+            counters["tcp_unreachable"] += 1
+            kind = family.packets.UNREACHABLE
+            self._tcp.write(family.packets.build_error(self._error_source, packet, kind, code))
         else:  # ETIMEDOUT is silence outside, so silence inside; EADDRNOTAVAIL: no port is free, a retry may find one
-            self.counters["tcp_dropped"] += 1
-
-    def _drop(self, guest: bytes, owner: int, error: OSError | None = None) -> None:
-        self.counters["tcp_dropped"] += 1
-        self._full.warn(
-            "a connection of %s was dropped: %s (its port has %d openings and %d connections; all have %d of %d)",
-            socket.inet_ntoa(guest),
-            error or "a bound is reached",
-            self._opening.get(owner, 0),
-            self._held.get(owner, 0),
-            len(self.flows),
-            self._limit,
-        )
+            counters["tcp_dropped"] += 1
 
 
 def _count(table: dict[int, int], owner: int, change: int) -> None:

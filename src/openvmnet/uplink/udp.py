@@ -8,8 +8,12 @@ on datagrams are moved between them in batches, recvmmsg(2) to sendmmsg(2), with
 
 Errors that the outside reports to the host socket (IP_RECVERR, ip(7)) are carried back: port, host or net unreachable
 and time exceeded as the ICMP message they came as, from the router that sent it; a path too narrow as "fragmentation
-needed" with its MTU. The host socket sends with DF if the guest's first datagram had it. A datagram larger than the
-guest's link can only have come in fragments, so it may leave in fragments too.
+needed" or "packet too big" with its MTU. The host socket sends with DF if the guest's first datagram had it, and always
+in IPv6, where no router fragments. A datagram larger than the guest's link can only have come in fragments, so it may
+leave in fragments too.
+
+Both versions of IP share tables and bounds; what differs between them is a flow's `Family`. Where a guest's destination
+is to be found from here, `destination` says: the gateway's address is this host.
 
 Datagrams know no back pressure: a guest that sends more than the path takes would take the whole thread. While other
 guests are plugged and TCP is moving, one port's datagrams may have SHARE of it; beyond that its sockets rest until the
@@ -39,12 +43,13 @@ from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.kernel.mmsg import Batch
 from openvmnet.notice import Notice
 from openvmnet.uplink import hosterror
-from openvmnet.wire import ip
+from openvmnet.uplink.family import IPV4, IPV6, Family, itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from openvmnet.kernel.loop import Lane
+    from openvmnet.wire import ip
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +66,6 @@ _ERRORS = 4  # pending errors passed over in one batch
 _NO_SEGMENTS = (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.EMSGSIZE)
 _BUFFER = 1 << 20  # octets for what comes faster than a turn; the kernel clamps it to net.core.rmem_max
 _SETTLE = 2731  # datagrams: the smallest takes 768 octets of a buffer that the kernel makes twice as large
-_HEADERS = 28  # octets of IPv4 and UDP header
 
 
 class UdpFlow:
@@ -70,6 +74,7 @@ class UdpFlow:
     __slots__ = (
         "_udp",
         "answered",
+        "family",
         "fragments",
         "guest",
         "header",
@@ -79,10 +84,23 @@ class UdpFlow:
         "owner",
         "packet",
         "segments",
+        "target",
     )
 
-    def __init__(self, udp: UdpUplink, key: bytes, packet: bytes, header: ip.Header, guest: int, host: int) -> None:
+    def __init__(
+        self,
+        udp: UdpUplink,
+        family: Family,
+        key: bytes,
+        packet: bytes,
+        header: ip.Header,
+        guest: int,
+        host: int,
+        target: bytes,
+    ) -> None:
         self._udp = udp
+        self.family = family
+        self.target = target  # the destination's address on the host's side
         self.owner = header.identification  # the port
         self.key = key
         self.packet = packet[: header.payload + 8]
@@ -119,7 +137,7 @@ class UdpFlow:
 class UdpUplink:
     """All UDP flows of a network's guests.
 
-    `transparent()` gives a fresh transparent UDP socket's descriptor of the namespace, `write` puts an IPv4 packet into
+    `transparent()` gives a fresh transparent UDP socket's descriptor of the namespace, `write` puts an IP packet into
     the TUN, `mtu` is the guests' link MTU, `limit` the flows at once.
     """
 
@@ -127,7 +145,7 @@ class UdpUplink:
         self, lane: Lane, transparent: Callable[[], int], write: Callable[[bytes], object], mtu: int, limit: int
     ) -> None:
         self._lane = lane
-        self._transparent = transparent
+        self._transparent = {IPV4: transparent}
         self._write = write
         self._mtu = mtu
         self._limit = limit
@@ -140,6 +158,8 @@ class UdpUplink:
         self._contended = False
         self._looked = 0.0
         self.budget = Budget(SHARE)
+        # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
+        self.destination: Callable[[bytes, int], bytes | None] = itself
         # Set by the network: what counts the turns of everybody's TCP, and how to be called later.
         self.turns: Callable[[], int] = lambda: 0
         self.later: Callable[[float, Callable[[], None]], object] = lambda _, work: work()
@@ -148,19 +168,28 @@ class UdpUplink:
     def __len__(self) -> int:
         return len(self._flows)
 
+    def serve6(self, transparent: Callable[[], int]) -> UdpUplink6:
+        """Serve IPv6 as well; what opens its flows. `transparent()` is as for IPv4."""
+        self._transparent[IPV6] = transparent
+        return UdpUplink6(self)
+
     def open(self, packet: bytes, header: ip.Header) -> None:
         """A flow's first datagram, as a whole IPv4 packet."""
+        self.begin(IPV4, packet, header)
+
+    def begin(self, family: Family, packet: bytes, header: ip.Header) -> None:
+        """A flow's first datagram, as a whole packet of `family`."""
         offset = header.payload
         if header.total < offset + 8:
             return
         length = struct.unpack_from("!H", packet, offset + 4)[0]
         if not 8 <= length <= header.total - offset:
             return  # no kernel would take it for a datagram either
-        key = packet[12:20] + packet[offset : offset + 4]
+        key = packet[family.addresses] + packet[offset : offset + 4]
         flow = self._flows.get(key)
         fresh = flow is None
         if flow is None:
-            flow = self._make(key, packet, header)
+            flow = self._make(family, key, packet, header)
             if flow is None:
                 return
         self._send_one(flow, packet[offset + 8 : offset + length])
@@ -271,7 +300,9 @@ class UdpUplink:
             if error.number == errno.EMSGSIZE and error.kind is None and not narrow:
                 continue
             self.counters["udp_errors"] += 1
-            message = hosterror.as_icmp(error, quoted=flow.packet, destination=flow.header.dst)
+            if error.offender == flow.target:
+                error = error._replace(offender=flow.header.dst)
+            message = flow.family.as_icmp(error, quoted=flow.packet, destination=flow.header.dst)
             if message is not None:
                 self._write(message)
 
@@ -283,7 +314,7 @@ class UdpUplink:
                 self._end(flow)
 
     def forget_guest(self, address: bytes) -> None:
-        """The guest at `address` (4 octets) is gone: end its flows."""
+        """The guest at `address` (4 or 16 octets) is gone: end its flows."""
         for flow in [one for one in self._flows.values() if one.header.src == address]:
             self._end(flow)
 
@@ -292,28 +323,30 @@ class UdpUplink:
         for flow in list(self._flows.values()):
             self._end(flow)
 
-    def _make(self, key: bytes, packet: bytes, header: ip.Header) -> UdpFlow | None:
+    def _make(self, family: Family, key: bytes, packet: bytes, header: ip.Header) -> UdpFlow | None:
         if len(self._flows) >= self._limit:
             self._evict()
-        guest_peer, outside_peer = key[8:10] + key[:4], key[10:12] + key[4:8]
-        guest = host = -1
+        target = self.destination(header.dst, int.from_bytes(key[-2:], "big"))
+        calls, guest, host = family.sockets, -1, -1
         try:
-            host = sockets.udp()
-            sockets.set_option(host, socket.SOL_IP, sockets.IP_RECVERR)
+            if target is None:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            host = calls.udp()
+            sockets.set_option(host, *family.receive_errors)
             sockets.set_option(host, socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             if header.dont_fragment:
-                sockets.set_option(host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DO)
+                sockets.set_option(host, *family.mtu_discover, sockets.IP_PMTUDISC_DO)
             if header.ttl < 32:  # a guest that counts hops (traceroute) wants them counted outside too
-                sockets.set_option(host, socket.SOL_IP, socket.IP_TTL, header.ttl)
-            error = sockets.connect(host, outside_peer)
+                sockets.set_option(host, *family.hops, header.ttl)
+            error = calls.connect(host, key[-2:] + target)
             if error:
                 raise OSError(error, os.strerror(error))
-            guest = self._transparent()
-            sockets.bind(guest, outside_peer)
-            error = sockets.connect(guest, guest_peer)
+            guest = self._transparent[family]()
+            calls.bind(guest, key[-2:] + header.dst)
+            error = calls.connect(guest, key[-4:-2] + header.src)
             if error:
                 raise OSError(error, os.strerror(error))
-            flow = UdpFlow(self, key, packet, header, guest, host)
+            flow = UdpFlow(self, family, key, packet, header, guest, host, target)
             self._lane.watch(guest, READ, flow.on_guest)
             self._lane.watch(host, READ, flow.on_host)
         except (OSError, HostError) as error:
@@ -321,7 +354,7 @@ class UdpUplink:
                 if fd >= 0:
                     self._lane.forget(fd)
                     os.close(fd)
-            self._refuse(packet, header, error)
+            self._refuse(family, packet, header, error)
             return None
         flow.last = time.monotonic()
         self._flows[key] = flow
@@ -334,12 +367,12 @@ class UdpUplink:
 
         They are the first ones in its buffer, so _SETTLE are enough, however fast the guest goes on sending.
         """
-        guest_peer = flow.key[8:10] + flow.key[:4]
+        guest = flow.family.text(flow.header.src), int.from_bytes(flow.key[-4:-2], "big")
         with socket.socket(fileno=flow.guest) as view:
             try:
                 for _ in range(_SETTLE):
-                    data, (address, port) = view.recvfrom(_LARGEST, socket.MSG_DONTWAIT)
-                    if port.to_bytes(2, "big") + socket.inet_aton(address) == guest_peer:
+                    data, sender = view.recvfrom(_LARGEST, socket.MSG_DONTWAIT)
+                    if sender[:2] == guest:
                         self._send_one(flow, data)
                     else:
                         self.counters["udp_dropped"] += 1
@@ -363,30 +396,31 @@ class UdpUplink:
 
     def _too_big(self, flow: UdpFlow, payload: bytes) -> None:
         """A datagram that the outside's path does not take whole."""
-        if not flow.fragments and len(payload) + _HEADERS <= self._mtu:
+        if not flow.fragments and len(payload) + flow.family.headers <= self._mtu:
             self.report(flow, narrow=True)  # the error queue holds the path's MTU
             return
-        sockets.set_option(flow.host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DONT)
+        sockets.set_option(flow.host, *flow.family.mtu_discover, sockets.IP_PMTUDISC_DONT)
         with contextlib.suppress(OSError):
             _sendto(flow.host, payload)
         if not flow.fragments:
-            sockets.set_option(flow.host, socket.SOL_IP, sockets.IP_MTU_DISCOVER, sockets.IP_PMTUDISC_DO)
+            sockets.set_option(flow.host, *flow.family.mtu_discover, sockets.IP_PMTUDISC_DO)
 
-    def _refuse(self, packet: bytes, header: ip.Header, error: OSError | HostError) -> None:
-        code = hosterror.UNREACHABLE.get(error.errno or 0) if isinstance(error, OSError) else None
+    def _refuse(self, family: Family, packet: bytes, header: ip.Header, error: OSError | HostError) -> None:
+        code = family.unreachable.get(error.errno or 0) if isinstance(error, OSError) else None
         if code is not None:
             self.counters["udp_errors"] += 1
-            self._write(ip.build_error(header.dst, packet, ip.UNREACHABLE, code))
+            self._write(family.packets.build_error(header.dst, packet, family.packets.UNREACHABLE, code))
             return
         self.counters["udp_dropped"] += 1
-        self._failed.warn("a UDP flow of %s could not be opened: %s", socket.inet_ntoa(header.src), error)
+        self._failed.warn("a UDP flow of %s could not be opened: %s", family.text(header.src), error)
 
     def _evict(self) -> None:
         flows = max(self._owners.values(), key=len)
         self.counters["udp_evicted"] += 1
-        guest = socket.inet_ntoa(next(iter(flows.values())).header.src)
+        idlest = next(iter(flows.values()))
+        guest = idlest.family.text(idlest.header.src)
         self._full.warn("all %d UDP flows are in use; the idlest one of %s gives way", self._limit, guest)
-        self._end(next(iter(flows.values())))
+        self._end(idlest)
 
     def _touch(self, flow: UdpFlow) -> None:
         now = time.monotonic()
@@ -404,6 +438,17 @@ class UdpUplink:
         del flows[flow.key]
         if not flows:
             del self._owners[flow.owner]
+
+
+class UdpUplink6:
+    """What opens IPv6 flows of `udp`."""
+
+    def __init__(self, udp: UdpUplink) -> None:
+        self._udp = udp
+
+    def open(self, packet: bytes, header: ip.Header) -> None:
+        """A flow's first datagram, as a whole IPv6 packet."""
+        self._udp.begin(IPV6, packet, header)
 
 
 def _sendto(fd: int, payload: bytes) -> None:

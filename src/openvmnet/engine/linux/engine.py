@@ -21,9 +21,11 @@ from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
 from openvmnet.kernel.sockets import IP_TRANSPARENT
+from openvmnet.kernel.sockets6 import IPV6_TRANSPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv6Network
     from pathlib import Path
 
     from openvmnet.config import NetworkConfig
@@ -47,10 +49,13 @@ class LinuxEngine:
         self.namespace = Namespace(agent)
         self.tun = -1
         self.listener: socket.socket
+        self.listener6: socket.socket | None = None
+        self.prefix: IPv6Network | None = config.prefix  # None, too, once the kernel is found to have no IPv6
         self.adopted: list[str] = []  # ports of guests that were here before this process
         self._netlink: socket.socket
         self._events: socket.socket
         self._pool: list[int] = []
+        self._pool6: list[int] = []
         self._isolated: dict[str, bool] = {}
 
     async def up(self, isolated: dict[str, bool]) -> None:
@@ -61,27 +66,36 @@ class LinuxEngine:
         """
         present = (await self.namespace.ask("links")).values["links"]
         await self.namespace.ask("sysctl", values=links.SYSCTLS)
+        await self._prepare6()
         if BRIDGE not in present:
             subnet = self.subnet
             text = links.bridge(subnet.gateway, subnet.network.prefixlen, self.mac, self.config.mtu)
             await self.namespace.run(["ip", "-batch", "-"], text)
+            if self.prefix is not None:
+                await self.namespace.ask("sysctl", values=links.BRIDGE_SYSCTLS6)
+                await self.namespace.run(["ip", "-6", "-batch", "-"], links.bridge6(self.prefix, self.mac))
         self.adopted = [name for name in present if _is_port(name)]
         self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
         await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
-        await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
-        await self.namespace.run(["ip", "-batch", "-"], links.uplink())
-        (self.listener,) = self.namespace.sockets(
-            socket.AF_INET,
-            socket.SOCK_STREAM,
-            options=[(socket.SOL_IP, IP_TRANSPARENT, 1)],
-            bind=("127.0.0.1", 0),
-            listen=_BACKLOG,
+        if self.prefix is not None:
+            await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS6)
+        await self.namespace.run(["ip", "-batch", "-"], links.uplink(ip6=self.prefix is not None))
+        self.listener = self._transparent_listener(socket.AF_INET, (socket.SOL_IP, IP_TRANSPARENT, 1), "127.0.0.1")
+        if self.prefix is not None:
+            option = (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            self.listener6 = self._transparent_listener(socket.AF_INET6, option, "::1")
+        rules = firewall.ruleset(
+            self.subnet.gateway,
+            self.subnet.network,
+            self.mac,
+            self.listener.getsockname()[1],
+            prefix=self.prefix,
+            listener6=self.listener6.getsockname()[1] if self.listener6 else 0,
         )
-        rules = firewall.ruleset(self.subnet.gateway, self.subnet.network, self.mac, self.listener.getsockname()[1])
         for link in self.adopted:
             self._isolated[link] = isolated.get(link, True)
-            rules += firewall.add_port(link, _number(link), isolated=self._isolated[link])
-        rules += firewall.crowd(crowded=len(self._isolated) > 1)
+            rules += self._add_port(link)
+        rules += self._crowd()
         await self.namespace.run(["nft", "-f", "-"], rules)
         (self._netlink,) = self.namespace.sockets(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._netlink.settimeout(1.0)
@@ -119,10 +133,13 @@ class LinuxEngine:
         lane.watch(self.namespace.watch_fd(), READ, gone)
         self._lane = lane
 
-    async def plug(self, number: int, *, isolated: bool) -> tuple[str, int]:
-        """Make port `number`; its link's name and the TAP's descriptor. A failure leaves no device behind."""
+    async def plug(self, number: int, *, isolated: bool, offloads: bool = True) -> tuple[str, int]:
+        """Make port `number`; its link's name and the TAP's descriptor. A failure leaves no device behind.
+
+        With `offloads` each frame on the descriptor bears a virtio_net_hdr (IFF_VNET_HDR), without it is bare.
+        """
         link = f"{PORT_PREFIX}{number}"
-        (fd,) = (await self.namespace.ask("tap", name=link)).fds
+        (fd,) = (await self.namespace.ask("tap" if offloads else "bare-tap", name=link)).fds
         try:
             await self._connect(link, isolated=isolated)
         except BaseException:
@@ -134,9 +151,8 @@ class LinuxEngine:
         """Put `link` on the bridge and into the rules."""
         await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.config.mtu, isolated=isolated))
         self._isolated[link] = isolated
-        text = firewall.add_port(link, _number(link), isolated=isolated)
         try:
-            await self.namespace.run(["nft", "-f", "-"], text + firewall.crowd(crowded=len(self._isolated) > 1))
+            await self.namespace.run(["nft", "-f", "-"], self._add_port(link) + self._crowd())
         except BaseException:
             del self._isolated[link]
             raise
@@ -144,8 +160,31 @@ class LinuxEngine:
     async def unplug(self, link: str) -> None:
         """Take a departed port out of the rules."""
         isolated = self._isolated.pop(link, False)
-        text = firewall.remove_port(link, _number(link), isolated=isolated)
-        await self.namespace.run(["nft", "-f", "-"], text + firewall.crowd(crowded=len(self._isolated) > 1))
+        text = firewall.remove_port(link, _number(link), isolated=isolated, ip6=self.prefix is not None)
+        await self.namespace.run(["nft", "-f", "-"], text + self._crowd())
+
+    async def _prepare6(self) -> None:
+        """Make the namespace ready for IPv6 links, where the network has IPv6 and the kernel, too."""
+        if self.prefix is not None:
+            missing = (await self.namespace.ask("sysctl", values=links.SYSCTLS6)).values["missing"]
+            if not missing:
+                return
+            self.prefix = None
+        await self.namespace.ask("sysctl", values=links.NO_IPV6)
+
+    def _add_port(self, link: str) -> str:
+        return firewall.add_port(
+            link, _number(link), isolated=self._isolated[link], ip6=self.prefix is not None
+        )  # fmt: skip
+
+    def _crowd(self) -> str:
+        return firewall.crowd(crowded=len(self._isolated) > 1, ip6=self.prefix is not None)
+
+    def _transparent_listener(self, family: int, option: tuple[int, int, int | str], address: str) -> socket.socket:
+        (listener,) = self.namespace.sockets(
+            family, socket.SOCK_STREAM, options=[option], bind=(address, 0), listen=_BACKLOG
+        )
+        return listener
 
     async def guard(self, added: set[tuple[str, str]], removed: set[tuple[str, str]]) -> None:
         """Tie leased addresses to the links of their ports: pairs of address and link."""
@@ -153,15 +192,22 @@ class LinuxEngine:
 
     def transparent(self) -> int:
         """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""
-        if not self._pool:
+        return self._one_of(self._pool, socket.AF_INET, (socket.SOL_IP, IP_TRANSPARENT, 1))
+
+    def transparent6(self) -> int:
+        """The same for IPv6."""
+        return self._one_of(self._pool6, socket.AF_INET6, (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1))
+
+    def _one_of(self, pool: list[int], family: int, transparent: tuple[int, int, int | str]) -> int:
+        if not pool:
             options = [
-                (socket.SOL_IP, IP_TRANSPARENT, 1),
+                transparent,
                 (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
                 (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
             ]
-            made = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, count=_POOL, options=list(options))
-            self._pool = [sock.detach() for sock in made]
-        return self._pool.pop()
+            made = self.namespace.sockets(family, socket.SOCK_DGRAM, count=_POOL, options=options)
+            pool += [sock.detach() for sock in made]
+        return pool.pop()
 
     def dhcp_sockets(self) -> tuple[socket.socket, socket.socket, socket.socket]:
         """DHCP's three: the server's UDP socket, a raw one to send frames, and one that hears ARP."""
@@ -211,8 +257,12 @@ class LinuxEngine:
         return {link.name: link for link in netlink.links(self._netlink) if _is_port(link.name)}
 
     def neighbours(self) -> list[netlink.Neighbour]:
-        """The guests' addresses and MACs that the namespace has resolved."""
+        """The guests' IPv4 addresses and MACs that the namespace has resolved."""
         return netlink.neighbours(self._netlink)
+
+    def neighbours6(self) -> list[netlink.Neighbour]:
+        """The same for IPv6, link-local addresses among them."""
+        return netlink.neighbours(self._netlink, socket.AF_INET6)
 
     async def counters(self) -> dict[str, int]:
         """What the firewall counted, in packets."""
@@ -225,9 +275,10 @@ class LinuxEngine:
             self._lane.forget(sock.fileno())
             sock.close()
         self._lane.forget(self.namespace.watch_fd())
-        for fd in self._pool:
+        for fd in self._pool + self._pool6:
             os.close(fd)
         self._pool.clear()
+        self._pool6.clear()
         self.namespace.quit()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from openvmnet.engine.linux.firewall import BRIDGE, TO_PYTHON, TO_SOCKET, UPLINK
+from openvmnet.engine.linux.firewall import link_local
+from openvmnet.engine.linux.names import BRIDGE, TO_PYTHON, TO_SOCKET, UPLINK
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
+    from ipaddress import IPv4Address, IPv6Network
 
 _SOCKET_TABLE, _PYTHON_TABLE = 100, 200
 # A TAP's ring of 1,000 frames drops a burst that the uplink has already acknowledged: a download falls 17-fold.
@@ -30,7 +31,7 @@ SYSCTLS = {
     "net.bridge.bridge-nf-call-iptables": "0",
     "net.bridge.bridge-nf-call-ip6tables": "0",
     "net.bridge.bridge-nf-call-arptables": "0",
-    "net.ipv6.conf.all.disable_ipv6": "1",
+    # Of IPv6, only what is turned on below: guests' TAPs are no interfaces of this host's.
     "net.ipv6.conf.default.disable_ipv6": "1",
     # The way to a guest is some microseconds of memory: a sender that paces itself (BBR) pays for timers there, and
     # gains nothing. Outside, the host's own choice holds. This one is always allowed.
@@ -39,8 +40,24 @@ SYSCTLS = {
     "net.ipv4.icmp_ratelimit": "10",
 }
 
-# ICMP errors for guests bear the gateway's own address when they come from Python: a martian source otherwise.
-UPLINK_SYSCTLS = {f"net.ipv4.conf.{UPLINK}.accept_local": "1"}
+NO_IPV6 = {"net.ipv6.conf.all.disable_ipv6": "1"}
+
+# For a network with IPv6, before its links are made.
+SYSCTLS6 = {
+    "net.ipv6.conf.lo.disable_ipv6": "0",
+    "net.ipv6.conf.all.forwarding": "1",
+    "net.ipv6.conf.default.accept_ra": "0",
+    "net.ipv6.conf.default.accept_redirects": "0",
+    "net.ipv6.icmp.ratelimit": "10",  # as for IPv4
+}
+
+# And when they are there. Addresses come from `bridge6()`; up0 needs none.
+BRIDGE_SYSCTLS6 = {
+    f"net.ipv6.conf.{BRIDGE}.addr_gen_mode": "1",
+    f"net.ipv6.conf.{BRIDGE}.accept_ra": "0",
+    f"net.ipv6.conf.{BRIDGE}.disable_ipv6": "0",
+}
+UPLINK_SYSCTLS6 = {f"net.ipv6.conf.{UPLINK}.addr_gen_mode": "1", f"net.ipv6.conf.{UPLINK}.disable_ipv6": "0"}
 
 # ICMP errors that Python sends in the gateway's name have a source that is local here, and come from a device.
 UPLINK_SYSCTLS = {f"net.ipv4.conf.{UPLINK}.accept_local": "1"}
@@ -60,12 +77,27 @@ route add local 0.0.0.0/0 dev lo table {_SOCKET_TABLE}
 """
 
 
-def uplink() -> str:
-    """The TUN to Python: again for each network process, since it goes with the one before."""
+def bridge6(prefix: IPv6Network, mac: str) -> str:
+    """The gateway's IPv6 addresses, usable at once (no duplicate address detection), and where marked packets go.
+
+    They are the bridge's alone by the firewall, so nobody has to be asked. The batch is for `ip -6`.
+    """
     return f"""\
+addr replace {link_local(mac)}/64 dev {BRIDGE} nodad
+addr replace {prefix[1]}/64 dev {BRIDGE} nodad
+rule add fwmark {TO_SOCKET} lookup {_SOCKET_TABLE}
+rule add fwmark {TO_PYTHON} lookup {_PYTHON_TABLE}
+route add local ::/0 dev lo table {_SOCKET_TABLE}
+"""
+
+
+def uplink(*, ip6: bool = False) -> str:
+    """The TUN to Python: again for each network process, since it goes with the one before."""
+    text = f"""\
 link set {UPLINK} mtu {_TUN_MTU} txqueuelen {_TUN_QUEUE} up
 route replace default dev {UPLINK} table {_PYTHON_TABLE}
 """
+    return text + f"route replace ::/0 dev {UPLINK} table {_PYTHON_TABLE}\n" if ip6 else text
 
 
 def port(link: str, mtu: int, *, isolated: bool) -> str:

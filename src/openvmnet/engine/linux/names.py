@@ -1,0 +1,13 @@
+"""The names and numbers that the rules, the links and the sockets of a network's namespace share."""
+
+from __future__ import annotations
+
+BRIDGE = "vmnet0"
+UPLINK = "up0"
+TO_SOCKET, TO_PYTHON = 1, 2  # marks of packets: to a socket here, to the slow path
+PORT_MARK = 0x1000  # and a port's number: the mark of what came from there
+
+
+def limit(rate: int, unit: str = "second", burst: int | None = None) -> str:
+    """What nft matches beyond `rate` packets a `unit`, of which `burst` (as many as the rate) may come at once."""
+    return f"limit rate over {rate}/{unit} burst {rate if burst is None else burst} packets"
