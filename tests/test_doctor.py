@@ -27,6 +27,9 @@ NEEDS = [
     "files",
     "pipes",
     "qemu",
+    "bridge helper",
+    "bridge ACL",
+    "macvtap",
 ]
 
 

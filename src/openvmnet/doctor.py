@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from openvmnet.engine.linux import probe
+from openvmnet.engine.linux import probe, probe_bridged
 
 _INSIDE = (
     ("tap", "a guest's network card with offloads, and the uplink"),
@@ -16,6 +16,7 @@ _INSIDE = (
     ("nft rules", "the firewall"),
     ("rcvmark", "DHCP limits for each port, whatever MAC a guest claims"),
 )
+_HEALTHY = ("found", "degraded", "optional")
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -29,6 +30,7 @@ def examine() -> Report:
     """Try everything; takes about half a second, and leaves nothing behind."""
     ip, nft, tun = probe.ip(), probe.nft(), probe.tun()
     inside: list[probe.Finding] = []
+    macvtap = probe_bridged.untried()
     refused: OSError | None = None
     try:
         with probe.sandbox() as sandbox:
@@ -39,6 +41,7 @@ def examine() -> Report:
                     *probe.firewall_rules(sandbox),
                     probe.received_mark(sandbox),
                 ]
+                macvtap = probe_bridged.macvtap(sandbox)
     except OSError as error:
         refused = error
     findings = [
@@ -52,5 +55,8 @@ def examine() -> Report:
         probe.files(),
         probe.pipes(),
         probe.qemu(),
+        probe_bridged.helper(),
+        probe_bridged.access_list(),
+        macvtap,
     ]
-    return Report(all(finding.state in ("found", "degraded") for finding in findings), findings)
+    return Report(all(finding.state in _HEALTHY for finding in findings), findings)

@@ -14,14 +14,19 @@ from openvmnet.netdev import stable_mac
 
 if TYPE_CHECKING:
     from openvmnet.control import PlugRequest
+    from openvmnet.engine.linux.interfaces import How
 
 
 class Plugged(NamedTuple):
-    """The MAC that the NIC has to use, and two descriptors for the VM to inherit: its port, and the port's record."""
+    """The MAC that the NIC has to use, and two descriptors for the VM to inherit: its port, and the port's record.
+
+    Over a macvtap (`how`) the NIC hears no other MAC.
+    """
 
     mac: str
     fd: int
     record: int
+    how: How
 
 
 def plug(ifname: str, request: PlugRequest) -> Plugged:
@@ -43,4 +48,4 @@ def plug(ifname: str, request: PlugRequest) -> Plugged:
     except BaseException:
         os.close(port.fd)
         raise
-    return Plugged(mac, port.fd, record)
+    return Plugged(mac, port.fd, record, port.how)

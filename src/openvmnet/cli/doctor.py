@@ -28,6 +28,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
         render.table(_COLUMNS, [(each.name, each.state, each.detail, each.purpose) for each in report.findings])
         for each in report.findings:
             if each.remedy is not None:
-                click.echo(f"{each.name} is {each.state}; to mend it: {each.remedy}")
+                goal = "have" if each.state == "optional" else "mend"
+                click.echo(f"{each.name} is {each.state}; to {goal} it: {each.remedy}")
     if not report.healthy:
         ctx.exit(MissingFeature.exit_code)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from openvmnet import control
 from openvmnet.cli import render
 from openvmnet.cli.render import Column
+from openvmnet.engine.linux import bridged_record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openvmnet.control import NetworkView
 
 _COLUMNS = (
     Column("NETWORK"),
@@ -17,22 +25,47 @@ _COLUMNS = (
     Column("UPTIME", right=True),
     Column("PID", right=True),
 )
+_BRIDGED = (
+    Column("BRIDGED VM"),
+    Column("NETDEV"),
+    Column("IFNAME"),
+    Column("HOW"),
+    Column("MAC"),
+    Column("ISOLATED"),
+    Column("PID", right=True),
+)
 
 
 @click.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Print everything that is known, as JSON.")
 def command(as_json: bool) -> None:
-    """List the running networks.
+    """List the running networks, and the VMs that are bridged past them.
 
     A network whose process died is taken over, or its remains are removed; a note says so.
+    Of bridged VMs, --json tells in vmnet interfaces.
     """
     views = control.list_networks()
     if as_json:
         render.json(views)
         return
-    if not views:
+    bridged = bridged_record.ports()
+    if not views and not bridged:
         click.echo("no network is running", err=True)
-        return
+    if views:
+        _networks(views)
+    if views and bridged:
+        click.echo()
+    if bridged:
+        render.table(
+            _BRIDGED,
+            [
+                (port.vm, port.netdev, port.ifname, port.how, port.mac, "yes" if port.isolated else "no", port.pid)
+                for port in bridged
+            ],
+        )
+
+
+def _networks(views: Sequence[NetworkView]) -> None:
     render.table(
         _COLUMNS,
         [

@@ -84,17 +84,22 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
     ports: dict[int, tuple[str, int]] = {}
     kept: list[int] = []
     try:
-        for netdev in sorted(planned.netdevs, key=lambda each: not isinstance(each.options, Bridged)):
-            request = _request(planned, netdev)
+        for netdev in planned.netdevs:
             if isinstance(netdev.options, Bridged):
-                plugged = _bridge(netdev.options, request)
+                plugged = _bridge(netdev.options, _request(planned, netdev))
                 ports[netdev.index] = plugged.mac, plugged.fd
                 kept.append(plugged.record)
+                if plugged.how == "macvtap" and netdev.mac is None and netdev.mac_position is None:
+                    _progress(f"a NIC that is plugged into {netdev.name} later needs mac={plugged.mac} over macvtap")
+        if kept:
+            _forgo()
+        for netdev in planned.netdevs:
+            if isinstance(netdev.options, Bridged):
                 continue
             spec = _spec(base, netdev.options)
             if spec not in clients:
                 clients[spec] = control.open_network(spec, progress=_progress)
-            reply, fd = clients[spec].plug(request)
+            reply, fd = clients[spec].plug(_request(planned, netdev))
             ports[netdev.index] = reply.mac, fd
     except BaseException:
         for fd in [*(fd for _, fd in ports.values()), *kept]:
@@ -111,6 +116,12 @@ def _bridge(options: Bridged, request: PlugRequest) -> Plugged:
     from openvmnet.attach import bridged
 
     return bridged.plug(options.ifname or "", request)
+
+
+def _forgo() -> None:
+    from openvmnet.engine.linux.bridged import forgo_capability
+
+    forgo_capability()
 
 
 def _spec(base: Spec, options: Shared | Host) -> Spec:

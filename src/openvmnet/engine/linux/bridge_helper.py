@@ -81,7 +81,7 @@ def obstacle(bridge: str) -> Obstacle | None:
     """What keeps the caller from getting a TAP in `bridge` through the helper, or None: nothing that can be seen."""
     found = rights()
     if found is not None:
-        allow = "" if allows(bridge) in (True, None) else f" && {_allow(bridge)}"
+        allow = "" if allows(bridge) in (True, None) else f" && {allow_command(bridge)}"
         return found._replace(remedy=found.remedy + allow)
     if allows(bridge) is False:
         return _denied(bridge)
@@ -137,7 +137,7 @@ def open_tap(bridge: str, *, offloads: bool = True) -> int:
 def refusal(bridge: str, found: Obstacle | None) -> MissingFeature:
     """The error for a caller who may not put a TAP into `bridge`, with the three ways out."""
     why = found.sentence if found else "the helper serves nobody here"
-    allow = (found.remedy if found else "") or _allow(bridge)
+    allow = (found.remedy if found else "") or allow_command(bridge)
     return MissingFeature(
         f"uid {os.getuid()} may not put a TAP into bridge '{bridge}': that takes CAP_NET_ADMIN, or QEMU's bridge "
         f"helper, and {why}",
@@ -166,13 +166,14 @@ def _failure(helper: str, bridge: str, said: str) -> Obstacle:
 def _denied(bridge: str) -> Obstacle:
     file = acl()
     if not os.path.exists(file):
-        return Obstacle(f"its access list {file} is not there", _allow(bridge))
+        return Obstacle(f"its access list {file} is not there", allow_command(bridge))
     if _mentions(bridge, file):
         return Obstacle(f"its access list {file} denies '{bridge}'", f"take the deny out of {file} and let it allow it")
-    return Obstacle(f"its access list {file} does not allow '{bridge}'", _allow(bridge))
+    return Obstacle(f"its access list {file} does not allow '{bridge}'", allow_command(bridge))
 
 
-def _allow(bridge: str) -> str:
+def allow_command(bridge: str) -> str:
+    """The command by which an administrator allows `bridge` to everybody."""
     file = acl()
     return f"sudo mkdir -p {os.path.dirname(file)} && echo 'allow {bridge}' | sudo tee -a {file}"
 

@@ -11,6 +11,7 @@ Both are what QEMU's helper does. IPv6 is off on the TAP: it is the bridge that 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import struct
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, _CAP_NET_ADMIN = 47, 3, 12  # prctl(2), capabilities(7)
 _NAMES = b"vmtap%d"  # the kernel puts the first free number in
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT = 10.0  # s, for what takes milliseconds
@@ -68,6 +70,11 @@ def open_port(ifname: str, mac: str, *, isolated: bool, offloads: bool = True) -
         fd = bridge_helper.open_tap(ifname, offloads=offloads)
         link = tap_name(fd)
     return Port(fd, "bridge", ifname, link)
+
+
+def forgo_capability() -> None:
+    """Keep CAP_NET_ADMIN from the program that this process becomes, where it would inherit it (ambient)."""
+    ctypes.CDLL(None).prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, _CAP_NET_ADMIN, 0, 0)
 
 
 def tap_name(fd: int) -> str:

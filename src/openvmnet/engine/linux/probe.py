@@ -6,9 +6,9 @@ it. So each probe does the thing itself. `sandbox` forks a real agent into a nam
 and put on a bridge as for a guest, one rule of each kind that the firewall uses is loaded, and the sockets are opened
 as the engine opens them. The namespace ends with the probe, and nothing on the host is touched.
 
-A probe gives a Finding: found, degraded (the network works, some of it is missing), missing (no network without it) or
-untested (what it depends on is missing), with a remedy: one command for Debian that mends it. Settings are read only
-afterwards, to choose that command. `Finding.error` is the same as an exception, for the engine.
+A probe gives a Finding: found, degraded (the network works, some of it is missing), optional (something that not every
+host wants is not there), missing (no network without it) or untested (what it depends on is missing), with a remedy:
+one command for Debian that mends it. Settings are read only afterwards, to choose that command. `Finding.error` is the same as an exception, for the engine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _GATEWAY = IPv4Address("192.168.64.1")  # inside the sandbox only
 _NETWORK = IPv4Network("192.168.64.0/24")
 _TIMEOUT = 10.0  # s
 
-State = Literal["found", "degraded", "missing", "untested"]
+State = Literal["found", "degraded", "optional", "missing", "untested"]
 
 
 class Finding(msgspec.Struct, frozen=True):
