@@ -1,9 +1,10 @@
 """Blocks: C's closures, as the system's calls take them, with a Python function inside.
 
 How it works. A block is a structure whose fourth field is the function that is called, with the block itself as its
-first argument. One without captured variables is a *global* block: the system neither copies nor frees it, so the
-literal, its descriptor and the ctypes function must stay as long as the system may call it, which for an interface
-is until after its stop. Whoever makes a `Block` keeps it.
+first argument. One without captured variables is a *global* block: the system neither copies nor frees it. It looks at
+it, though, whenever it copies or releases a reference, and the last of these comes after the call of the function, at
+no time that anybody could know. So a block is never freed: when it is done with, which for an interface's is after the
+stop was answered, it goes back to the framework's spare ones, and serves another time.
 
     literal      isa 0 (address of _NSConcreteGlobalBlock), flags 8, reserved 12, invoke 16, descriptor 24
     descriptor   reserved 0, size 8 (of the literal), signature 16
@@ -61,17 +62,19 @@ class Kind(Enum):
 
 
 class Block:
-    """A global block that calls `function`; `pointer` is its address, valid as long as the object lives."""
+    """A global block that calls a Python function; `pointer` is its address, valid for ever."""
 
-    __slots__ = ("_descriptor", "_invoke", "_literal", "pointer")
+    __slots__ = ("_descriptor", "_framework", "_function", "_invoke", "_kind", "_literal", "pointer")
 
-    def __init__(self, framework: Framework, kind: Kind, function: Callable[..., Any]) -> None:
+    def __init__(self, framework: Framework, kind: Kind) -> None:
+        self._framework, self._kind = framework, kind
+        self._function: Callable[..., Any] = _nothing
         signature, result, arguments = kind.value
         otherwise = None if result is None else result().value
 
         def invoke(_block: int, *given: object) -> Any:  # noqa: ANN401 - the kind's result
             try:
-                return function(*given)
+                return self._function(*given)
             except Exception:  # noqa: BLE001 - ctypes would print it and go on, whatever it is
                 _LOG.exception("a callback of vmnet.framework failed")
                 return otherwise
@@ -87,3 +90,22 @@ class Block:
             ctypes.addressof(self._descriptor),
         )
         self.pointer = ctypes.addressof(self._literal)
+
+    @classmethod
+    def take(cls, framework: Framework, kind: Kind, function: Callable[..., Any]) -> Block:
+        """A block that calls `function` until it is given back."""
+        try:
+            block = framework.spare_blocks[kind].pop()
+        except (KeyError, IndexError):
+            block = cls(framework, kind)
+        block._function = function
+        return block
+
+    def give_back(self) -> None:
+        """The system calls it no more, though it may still look at it."""
+        self._function = _nothing
+        self._framework.spare_blocks.setdefault(self._kind, []).append(self)
+
+
+def _nothing(*_: object) -> None:
+    """What a block calls that is given back."""

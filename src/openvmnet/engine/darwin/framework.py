@@ -27,6 +27,8 @@ from openvmnet.engine.darwin.library import Library
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from openvmnet.engine.darwin.blocks import Block, Kind
+
 _VMNET = "/System/Library/Frameworks/vmnet.framework/vmnet"
 _SYSTEM = "/usr/lib/libSystem.B.dylib"
 _FOUNDATION = "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation"
@@ -85,6 +87,7 @@ class Framework:
         self.system = Library(path or _SYSTEM, symbols.SYSTEM, errno=True)
         self.foundation = Library(path or _FOUNDATION, symbols.FOUNDATION)
         self._keys: dict[str, bytes] = {}
+        self.spare_blocks: dict[Kind, list[Block]] = {}
 
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever the function's row says
         """Call a function of vmnet.framework. Raises MissingFeature."""

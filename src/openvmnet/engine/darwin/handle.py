@@ -9,7 +9,12 @@ The event is level-triggered: its callback comes again, on a thread of vmnet's, 
 set. `arm` and `disarm` set and clear it; a callback that was on its way may still come after `disarm`. The blocks
 stay until the stop has been answered; where no answer comes, for ever, since the system may still call them.
 
-Reads have one lock, writes another, and a stop takes both: no call into the framework uses an interface that is gone.
+A call on an interface that has been stopped would crash, and a stop may come at any time: from another thread, from a
+signal handler or the garbage collector on a thread that is inside such a call. So every call is counted while it
+lasts, a stop waits for no lock that a call holds, and the last call that leaves after a stop was asked for carries it
+out. Who asked waits for the end, unless it is the very thread that has to leave first, or the one of the event's
+callback, for which vmnet itself waits.
+
 XPC and vmnet do not survive fork(2), so that in a child every interface is dead, and says so.
 """
 
@@ -61,7 +66,7 @@ class _Start:
         self._raised: BaseException | None = None
         self._status: int | None = None
         self._parameters: dict[str, Value] = {}
-        self._block = Block(framework, Kind.NEWS, self._answer)
+        self._block = Block.take(framework, Kind.NEWS, self._answer)
 
     def run(self, desc: Mapping[str, Scalar], queue: int, seconds: float) -> tuple[int, dict[str, Value]]:
         """The interface and its parameters. Raises StartFailed, Late, MissingFeature for a key."""
@@ -73,6 +78,7 @@ class _Start:
                 self._abandoned = True
                 _forever.append(self)
                 raise patience.Late("vmnet_start_interface", seconds)
+        self._block.give_back()
         if self._raised is not None:
             raise self._raised
         if not self._ref:
@@ -121,7 +127,7 @@ class _Start:
         if not self._ref or self._status != Status.SUCCESS:
             return
         _LOG.warning("vmnet started an interface that nobody waits for any more: it is stopped")
-        done = Block(self._framework, Kind.COMPLETION, lambda _status: None)
+        done = Block.take(self._framework, Kind.COMPLETION, lambda _status: None)
         _forever.append(done)
         self._framework.call("vmnet_stop_interface", self._ref, self._queue, done.pointer)
 
@@ -153,9 +159,15 @@ class Handle:
         self._write = framework.vmnet.function("vmnet_write")
         self._read_count, self._write_count = ctypes.c_int(), ctypes.c_int()
         self._read_at, self._write_at = ctypes.addressof(self._read_count), ctypes.addressof(self._write_count)
-        self._reading, self._writing, self._event = threading.Lock(), threading.Lock(), threading.RLock()
+        # Re-entrant: a signal handler or the garbage collector may come on a thread that is in here.
+        self._lock, self._event = threading.RLock(), threading.RLock()
+        self._inside: list[int] = []  # the threads that are in a call, once for each
+        self._finishing = False
+        self._ended = threading.Event()
+        self._failure: VmnetError | None = None
+        self._caller: int | None = None  # vmnet's thread, while it is in the event's callback
         self._wake: Callable[[], object] = _nothing
-        self._block = Block(framework, Kind.NEWS, self._available)
+        self._block = Block.take(framework, Kind.NEWS, self._available)
         self.armed = False
         self._gone: str | None = None  # why there is no interface any more
         header = VIRTIO_HEADER if desc.get("vmnet_enable_virtio_header") else 0
@@ -185,29 +197,49 @@ class Handle:
 
     @property
     def ref(self) -> int:
-        """interface_ref, for calls on the interface; only between start and stop. Raises Stopped."""
-        self._check()
+        """interface_ref, for calls between `enter` and `leave`."""
         return self._ref
 
-    # Packets.
+    def enter(self) -> None:
+        """A call on the interface begins. Raises Stopped; else `leave` follows."""
+        with self._lock:
+            # First in, then the look: a stop in between sees that somebody is in here.
+            self._inside.append(threading.get_ident())
+            if self._gone is None:
+                return
+        self.leave()
+        raise Stopped(self._gone)
+
+    def leave(self) -> None:
+        """It is over; where a stop was asked for meanwhile, the last one to leave carries it out."""
+        with self._lock:
+            self._inside.remove(threading.get_ident())
+            last = self._gone is not None and not self._inside and not self._finishing
+            self._finishing = self._finishing or last
+        if last:
+            self._finish(patience.STOP)
+
+    # Packets. One thread at a time reads, one at a time writes.
 
     def read(self, packets: int, count: int) -> tuple[int, int]:
         """vmnet_read into `count` struct vmpktdesc at address `packets`: the status, and how many packets came."""
-        self._check()  # first: in a child of a fork the lock may be held for ever
-        with self._reading:
-            self._check()
+        self.enter()
+        try:
             self._read_count.value = count
             status: int = self._read(self._ref, packets, self._read_at)
             return status, self._read_count.value
+        finally:
+            self.leave()
 
     def write(self, packets: int, count: int) -> tuple[int, int]:
         """vmnet_write of `count` struct vmpktdesc at address `packets`: the status, and how many packets went."""
-        self._check()
-        with self._writing:
-            self._check()
+        self.enter()
+        try:
             self._write_count.value = count
             status: int = self._write(self._ref, packets, self._write_at)
             return status, self._write_count.value
+        finally:
+            self.leave()
 
     # The event.
 
@@ -224,41 +256,59 @@ class Handle:
         self._set_event(False)
 
     def _set_event(self, armed: bool) -> None:
-        self._check()
-        with self._event:
-            if armed == self.armed:
-                return
-            arguments = (PACKETS_AVAILABLE, self._queue, self._block.pointer) if armed else (0, None, None)
-            status = Status.of(self._framework.call("vmnet_interface_set_event_callback", self._ref, *arguments))
-            if status is not Status.SUCCESS:
-                what = "set" if armed else "cleared"
-                raise HostError(f"vmnet's event cannot be {what}: {status.text}", status=status)
-            self.armed = armed
+        self.enter()
+        try:
+            with self._event:
+                if armed != self.armed:
+                    self._call_event(armed)
+                    self.armed = armed
+        finally:
+            self.leave()
+
+    def _call_event(self, armed: bool) -> None:
+        arguments = (PACKETS_AVAILABLE, self._queue, self._block.pointer) if armed else (0, None, None)
+        status = Status.of(self._framework.call("vmnet_interface_set_event_callback", self._ref, *arguments))
+        if status is not Status.SUCCESS:
+            what = "set" if armed else "cleared"
+            raise HostError(f"vmnet's event cannot be {what}: {status.text}", status=status)
 
     def _available(self, _mask: int, _event: int) -> None:
-        self._wake()
+        self._caller = threading.get_ident()
+        try:
+            self._wake()
+        finally:
+            self._caller = None
 
     # The end.
 
     def stop(self, timeout: float = patience.STOP) -> None:
         """Event off, then stop, and wait for its answer. The second time does nothing; any thread may call it.
 
-        Raises HostError where vmnet refuses, or gives no answer in `timeout` seconds.
+        Raises HostError where vmnet refuses, Late where it gives no answer in `timeout` seconds.
         """
-        if self.stopped:
-            return
-        with self._event:
+        with self._lock:
             if self._gone is not None:
                 return
-            with contextlib.suppress(VmnetError):
-                self.disarm()
             self._gone = "the interface is stopped"
+            first = not self._inside
+            self._finishing = self._finishing or first
+        if first:
+            self._finish(timeout)
+        elif threading.get_ident() not in self._inside:
+            self._ended.wait(timeout)
+        if self._failure is not None:
+            raise self._failure
+
+    def _finish(self, timeout: float) -> None:
+        """Nobody is in a call any more, nor will be."""
         self._wake = _nothing
-        # What reads or writes at this moment is let out; what comes after sees `_gone`.
-        with self._reading, self._writing:
-            pass
-        _live.discard(self)
-        self._stop(timeout)
+        try:
+            with contextlib.suppress(VmnetError):
+                self._call_event(False)
+            self._stop(timeout)
+        except VmnetError as error:
+            self._failure = error
+        self._ended.set()
 
     def _stop(self, timeout: float) -> None:
         answered = threading.Event()
@@ -268,31 +318,33 @@ class Handle:
             outcome.append(status)
             answered.set()
 
-        done = Block(self._framework, Kind.COMPLETION, answer)
+        done = Block.take(self._framework, Kind.COMPLETION, answer)
 
         def call() -> None:
             status = self._framework.call("vmnet_stop_interface", self._ref, self._queue, done.pointer)
             if status == Status.SUCCESS:
                 answered.wait()
                 status = outcome[0]
+            _forever.remove(kept)
             if Status.of(status) is not Status.SUCCESS:
                 text = Status.of(status).text
                 raise HostError(f"vmnet does not stop the interface: {text}", status=Status.of(status))
+            done.give_back()
+            self._block.give_back()
+            self._framework.system_call("dispatch_release", self._queue)
 
-        try:
+        kept = (self, done)
+        _forever.append(kept)
+        _live.discard(self)
+        if self._caller == threading.get_ident():
+            threading.Thread(target=call, name="vmnet_stop_interface", daemon=True).start()
+        else:
             patience.within(timeout, "vmnet_stop_interface", call)
-        except VmnetError:
-            _forever.extend((self._block, done))
-            raise
-        self._framework.system_call("dispatch_release", self._queue)
-
-    def _check(self) -> None:
-        if self._gone is not None:
-            raise Stopped(self._gone)
 
     def forked(self) -> None:
         """In the child of a fork: the interface is the parent's."""
         self._gone = "the interface belongs to the process that started it, and this one is a fork of it"
+        self._lock, self._inside = threading.RLock(), []
 
 
 def _nothing() -> None:

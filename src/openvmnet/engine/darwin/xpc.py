@@ -92,6 +92,7 @@ def _read_dictionary(framework: Framework, item: int) -> dict[str, Value]:
         entries[str(key, "utf-8", "replace")] = read(framework, value)
         return True
 
-    block = Block(framework, Kind.APPLY, each)
+    block = Block.take(framework, Kind.APPLY, each)
     framework.system_call("xpc_dictionary_apply", item, block.pointer)
+    block.give_back()
     return entries

@@ -1,0 +1,184 @@
+"""Who may use vmnet: root up to macOS 15, a signature from macOS 26 on.
+
+How it works. Up to macOS 15 vmnet asks for root, or for an entitlement that Apple gives to few, and whose use in a
+signature of one's own gets the program killed. From macOS 26 on a signature that anybody can make, with
+`com.apple.security.virtualization`, will do for every mode. No Python has that entitlement as it comes. `vmnet setup`
+makes a copy of the interpreter in the user's own directory and signs the copy.
+
+The interpreter is not what its name says. A framework build's `bin/python3` is a launcher that starts
+`Python.framework/.../Resources/Python.app/Contents/MacOS/Python`, and its signature has no effect on what it starts;
+a virtual environment's is a link to the launcher. So the copy is of the real one. It finds its library by where
+the original's load command says, its modules by PYTHONHOME, and ours by PYTHONPATH.
+
+As root, `sudo vmnet run` needs the rights for the start only: read, write and stop go on without them. So they are
+dropped for good right after it, to the user that sudo(8) says it was, and before anything of the user's runs.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openvmnet.errors import HostError, MissingFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from openvmnet.engine.darwin.mac import Mac
+
+ENTITLEMENT = "com.apple.security.virtualization"
+FIRST_SIGNED = (26,)
+_CODESIGN = "/usr/bin/codesign"
+_PLIST = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n'
+    '<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n'
+    f'<plist version="1.0"><dict><key>{ENTITLEMENT}</key><true/></dict></plist>\n'
+)
+
+
+def signed_counts(mac: Mac) -> bool:
+    """Whether on this macOS a signature is enough."""
+    return mac.version >= FIRST_SIGNED
+
+
+def entitled(mac: Mac, program: str | None = None) -> bool:
+    """Whether `program` (None: what runs) has the entitlement, as codesign(1) reads its signature."""
+    said = mac.run(_CODESIGN, "--display", "--entitlements", "-", "--xml", program or mac.program)
+    return f"<key>{ENTITLEMENT}</key><true/>" in "".join(said.split())
+
+
+def permitted(mac: Mac) -> bool:
+    """Whether this process may use vmnet."""
+    return mac.root or (signed_counts(mac) and entitled(mac))
+
+
+def refusal(mac: Mac, command: str = "vmnet run ...") -> MissingFeature:
+    """The error of a process that may not use vmnet: which of the two ways applies, and the command."""
+    if signed_counts(mac):
+        return MissingFeature(
+            f"vmnet needs a program signed with {ENTITLEMENT}, and {mac.program} is not",
+            hint="vmnet setup",
+        )
+    version = ".".join(map(str, mac.version)) or "this macOS"
+    return MissingFeature(
+        f"macOS {version} lets only root use vmnet (from 26 on a signature is enough)", hint=f"sudo {command}"
+    )
+
+
+# The signed copy.
+
+
+def real_interpreter(executable: str, base_prefix: str, framework: str) -> Path:
+    """The Mach-O that runs Python code: in a framework build Python.app's, else what `executable` is a link to."""
+    if framework:
+        inside = Path(base_prefix) / "Resources" / "Python.app" / "Contents" / "MacOS" / "Python"
+        if inside.exists():
+            return inside
+    return Path(executable).resolve()
+
+
+def home() -> Path:
+    """Where the signed copy is kept."""
+    return Path.home() / "Library" / "Application Support" / "openvmnet"
+
+
+def copy_path() -> Path:
+    """The signed copy's place: one for each version of Python."""
+    return home() / f"python{sys.version_info.major}.{sys.version_info.minor}-vmnet"
+
+
+def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What the copy needs to be the same Python: its modules' home, and the path of ours."""
+    kept = dict(os.environ if base is None else base)
+    path = [part for part in sys.path if part]
+    return kept | {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def make_copy(mac: Mac, target: Path | None = None) -> Path:
+    """Make the signed copy anew, and try it. Raises MissingFeature before macOS 26, HostError where signing fails."""
+    if not signed_counts(mac):
+        raise refusal(mac)
+    target = target or copy_path()
+    source = real_interpreter(sys.executable, sys.base_prefix, sysconfig.get_config_var("PYTHONFRAMEWORK") or "")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        made, plist = Path(directory) / target.name, Path(directory) / "entitlements.plist"
+        shutil.copyfile(source, made)
+        made.chmod(0o755)
+        plist.write_text(_PLIST)
+        said = mac.run(_CODESIGN, "--force", "--sign", "-", "--entitlements", str(plist), str(made))
+        if not entitled(mac, str(made)):
+            raise HostError(f"codesign did not sign {made.name}: {said.strip() or 'it said nothing'}")
+        _try(made)
+        made.replace(target)
+    return target
+
+
+def _try(program: Path) -> None:
+    """The copy has to start, and to find its modules and ours. Raises HostError."""
+    command = [str(program), "-c", "import ctypes, openvmnet"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode != 0:
+        reason = done.stderr.strip() or f"it ended with {done.returncode}"
+        raise HostError(f"the signed copy of {sys.executable} does not run: {reason}")
+
+
+def interpreter(mac: Mac) -> tuple[str, dict[str, str]]:
+    """What starts a Python that may use vmnet, and its environment. Raises MissingFeature where there is none yet."""
+    if permitted(mac):
+        return sys.executable, dict(os.environ)
+    target = copy_path()
+    if not signed_counts(mac) or not target.exists():
+        raise refusal(mac)
+    return str(target), environment()
+
+
+# Root's rights.
+
+
+def sudo_user(environ: Mapping[str, str] | None = None) -> tuple[int, int] | None:
+    """uid and gid of who called sudo(8); None without sudo, or where root did."""
+    environ = os.environ if environ is None else environ
+    uid, gid = environ.get("SUDO_UID", ""), environ.get("SUDO_GID", "")
+    if not (uid.isdecimal() and gid.isdecimal()) or int(uid) == 0:
+        return None
+    return int(uid), int(gid)
+
+
+def drop(uid: int, gid: int) -> None:
+    """Become `uid` for good. Raises HostError where root's rights could be had again."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+        os.initgroups(name, gid)
+    except KeyError:
+        os.setgroups([gid])
+    os.setgid(gid)
+    os.setuid(uid)
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return
+    raise HostError("root's rights were not given up")
+
+
+def user_environment(uid: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a program that the user is to run: home and name are the user's, nothing says sudo."""
+    kept = {name: value for name, value in (os.environ if base is None else base).items() if name[:5] != "SUDO_"}
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return kept
+    return kept | {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+
+
+def setup_text(target: Path) -> str:
+    """How a program of the user's own uses the copy."""
+    return f"{shlex.quote(str(target))} is signed with {ENTITLEMENT}; vmnet run uses it by itself"
