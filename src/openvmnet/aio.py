@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from openvmnet.errors import Stopped
+from openvmnet.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,9 @@ class Frames:
             while not (frames := self._read()):
                 self._at_once = False
                 await self._readable()
-        except Stopped:
+        except Stopped as error:
+            if error.status is not Status.SETUP_INCOMPLETE:
+                raise
             raise StopAsyncIteration from None
         return frames
 

@@ -72,7 +72,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op"):
+class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op", omit_defaults=True):
     """A port for one NIC of a VM; `identity` (its name or disk) and `index` decide the MAC where none is given.
 
     `offloads`: each frame bears a virtio_net_hdr, and may be longer than the MTU or lack its checksum. Without

@@ -116,4 +116,5 @@ def _parameters(request: LinkRequest, config: NetworkConfig, mac: str | None) ->
 
 
 def _program() -> str:
-    return os.path.basename(sys.argv[0] if sys.argv else "") or f"python-{os.getpid()}"
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return name if name and not name.startswith("-") else f"python-{os.getpid()}"
