@@ -115,12 +115,20 @@ def plan(argv: Sequence[str]) -> Plan:
     return Plan(tuple(argv), tuple(planned), qemu_args.guest_name(args), qemu_args.first_disk(args))
 
 
-def rewrite(plan: Plan, fds: Sequence[int], macs: Sequence[str]) -> list[str]:
-    """The command with a TAP's descriptor and a MAC for each netdev, in the order of `plan.netdevs`."""
+def rewrite(plan: Plan, fds: Sequence[int], macs: Sequence[str], *, datagrams: bool = False) -> list[str]:
+    """The command with a descriptor and a MAC for each netdev, in the order of `plan.netdevs`.
+
+    Each descriptor is a TAP, or with `datagrams` a socket that moves a frame in each datagram: for -netdev that is
+    QEMU's `dgram` (7.2 on), whose nested options -nic and -net do not take; they get `socket`, which knows its kind.
+    """
     argv = list(plan.argv)
     for netdev_, fd, mac in zip(plan.netdevs, fds, macs, strict=True):
         at, mac_at = netdev_.position, netdev_.mac_position
         tap: netdev.Items = [(None, "tap"), ("fd", str(fd))]
+        if datagrams:
+            tap = [(None, "socket"), ("fd", str(fd))]
+            if netdev_.kind == "netdev":
+                tap = [(None, "dgram"), ("local.type", "fd"), ("local.str", str(fd))]
         if netdev_.kind == "nic":
             tap += [item for item in netdev.split(argv[at]) if item[0] in _NIC_KEPT]
         elif netdev_.options.id is not None:

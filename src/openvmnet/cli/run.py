@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from openvmnet import control
+from openvmnet import control, engine
 from openvmnet.attach.command import plan, rewrite
 from openvmnet.errors import HostError, NotFound
 from openvmnet.netdev import Bridged, Host, Shared
@@ -69,6 +69,14 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
         raise click.BadParameter(f"{linger} is not a number of seconds", param_hint="'--linger'")
     planned = plan(argv)
     program = _program(argv[0])
+    if engine.DARWIN:
+        from openvmnet.attach import darwin
+
+        darwin.refuse(name, host_loopback=host_loopback)
+        ports, macs = darwin.plug(planned)
+        darwin.become_user()
+        words = rewrite(planned, [port.vm_fd for port in ports], macs, datagrams=True)
+        _become(program, words, [fd for port in ports for fd in (port.vm_fd, port.life_fd)])
     spec = control.Spec(name=name, force=force, linger=linger, host_loopback=host_loopback)
     macs, fds, kept = _plug(planned, spec)
     _become(program, rewrite(planned, fds, macs), [*fds, *kept])

@@ -166,7 +166,7 @@ class Network:
             self._set("add_dhcp_reservation", configuration, ctypes.addressof(mac), ctypes.addressof(address))
         for forward in settings.forwards:
             forward.validate()
-            address = _octets(forward.address.packed)
+            address = _octets(forward.ip.packed)
             self._set(
                 "add_port_forwarding_rule",
                 configuration,

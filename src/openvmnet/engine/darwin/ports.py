@@ -34,15 +34,16 @@ _HIGHEST = 65535
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """One published port: the host's `external` goes to `internal` of the guest at `address`."""
+    """One published port: the host's `external` goes to `internal` of the guest at `address`, IPv4 or IPv6 text."""
 
     protocol: Literal["tcp", "udp"]
     external: int
-    address: IPv4Address | IPv6Address
+    address: str
     internal: int
 
     def validate(self) -> None:
-        """Raise OptionError for a port that is none."""
+        """Raise OptionError for a port or an address that is none."""
+        _ = self.ip
         for port in (self.external, self.internal):
             if not 0 < port <= _HIGHEST:
                 raise OptionError(
@@ -50,9 +51,18 @@ class Forward(msgspec.Struct, frozen=True):
                 )
 
     @property
+    def ip(self) -> IPv4Address | IPv6Address:
+        """The address as one. Raises OptionError."""
+        try:
+            return ip_address(self.address)
+        except ValueError:
+            sentence = f"a port is published to an IPv4 or IPv6 address, not to '{self.address}'"
+            raise OptionError(sentence, option="address", value=self.address) from None
+
+    @property
     def family(self) -> int:
         """AF_INET or AF_INET6."""
-        return socket.AF_INET if isinstance(self.address, IPv4Address) else socket.AF_INET6
+        return socket.AF_INET if isinstance(self.ip, IPv4Address) else socket.AF_INET6
 
 
 class Rules:
@@ -66,7 +76,7 @@ class Rules:
         forward.validate()
         protocol = PROTOCOLS[forward.protocol]
         if self._framework.has(_BOTH):
-            packed = ctypes.create_string_buffer(forward.address.packed, len(forward.address.packed))
+            packed = ctypes.create_string_buffer(forward.ip.packed, len(forward.ip.packed))
             arguments = (forward.family, ctypes.addressof(packed), forward.internal)
             self._complete(_BOTH, protocol, forward.external, *arguments)
             return
@@ -97,9 +107,10 @@ class Rules:
 
     @staticmethod
     def _old(forward: Forward) -> IPv4Address:
-        if not isinstance(forward.address, IPv4Address):
+        address = forward.ip
+        if not isinstance(address, IPv4Address):
             raise MissingFeature(f"this macOS has no {_BOTH}: published ports to IPv6 addresses need macOS 11.0")
-        return forward.address
+        return address
 
     def _complete(self, name: str, *arguments: object) -> None:
         """A call whose block is given a status."""
@@ -163,4 +174,4 @@ class Rules:
             raise HostError(f"{name}: {status.text}", status=status)
         octets = bytes(address)[: 16 if family == socket.AF_INET6 else 4]
         kind: Literal["tcp", "udp"] = "tcp" if protocol.value == socket.IPPROTO_TCP else "udp"
-        return Forward(kind, external.value, ip_address(octets), internal.value)
+        return Forward(kind, external.value, str(ip_address(octets)), internal.value)

@@ -1,0 +1,177 @@
+"""The process between a VM and vmnet: `python -m openvmnet.engine.darwin.relay SPEC`, started by `launch`.
+
+How it works. It starts the interface that SPEC describes, gives up root's rights where it has them, says on the report
+descriptor how that went, and moves packets until the VM is gone. That it learns from the life descriptor, the reading
+end of a pipe whose writing end only the VM has: a datagram socket tells nobody that its peer is gone. Then, or at
+SIGTERM, the relay ends, the interface is stopped, and the stop is waited for.
+
+It is in a session of its own: an interrupt typed at the VM's terminal is the VM's, and the VM needs its network until
+its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+
+from openvmnet import netdev
+from openvmnet.engine.darwin import diagnosis, entitlement, framework, records
+from openvmnet.engine.darwin.datapath import Relay
+from openvmnet.engine.darwin.description import Extras, describe
+from openvmnet.engine.darwin.handle import Handle, StartFailed
+from openvmnet.engine.darwin.ports import Forward, Rules
+from openvmnet.errors import VmnetError
+
+if TYPE_CHECKING:
+    from openvmnet.engine.darwin.framework import Framework
+    from openvmnet.engine.darwin.xpc import Scalar
+    from openvmnet.netdev import Bridged, Host, Shared
+
+_LOG = logging.getLogger(__name__)
+_REFRESH = 2.0  # s between two looks at whether the counters have changed
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What a relay is started for. `options` is the netdev in QEMU's text; descriptors are inherited.
+
+    `user` is uid and gid to become once the interface is up; `vm_pid` the process that is or becomes the VM.
+    """
+
+    options: str
+    vm: str
+    netdev: str
+    vm_pid: int
+    vm_fd: int
+    life_fd: int
+    report_fd: int
+    interface_id: UUID | None = None
+    mac: str | None = None
+    user: tuple[int, int] | None = None
+    forwards: tuple[Forward, ...] = ()
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """An error as it goes over the report descriptor."""
+
+    kind: str
+    message: str
+    hint: str | None
+    exit_code: int
+    status: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How the start went: vmnet's parameters by their keys' names, or why there is no interface."""
+
+    parameters: dict[str, str | int] = {}
+    fault: Fault | None = None
+
+
+def plain(parameters: dict[str, Scalar]) -> dict[str, str | int]:
+    """Parameters as JSON has them."""
+    return {key: value if isinstance(value, int) else str(value) for key, value in parameters.items()}
+
+
+def main(argv: list[str], loaded: Framework | None = None) -> int:
+    """The process; its exit code is the error's, 0 after a VM's whole life."""
+    logging.basicConfig(format="vmnet: %(message)s", level=logging.WARNING)
+    spec = msgspec.json.decode(argv[0], type=Spec)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    wakee, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        loaded = loaded or framework.load()
+        options = netdev.parse(spec.options)
+        handle, known = _start(loaded, options, spec)
+    except VmnetError as error:
+        fault = Fault(type(error).__name__, error.message, error.hint, error.exit_code, int(error.status))
+        _report(spec.report_fd, Report(fault=fault))
+        return error.exit_code
+    _report(spec.report_fd, Report(parameters=known))
+    with socket.socket(fileno=spec.vm_fd) as sock:
+        relay = Relay(loaded, handle, sock, gone=lambda: os.write(waker, b"\0"))
+        relay.start()
+        try:
+            _live(spec, options, known, relay, wakee)
+        finally:
+            relay.stop()
+            handle.stop()
+            with contextlib.suppress(OSError, VmnetError):
+                records.remove(os.getpid())
+    return 0
+
+
+def _start(loaded: Framework, options: Shared | Host | Bridged, spec: Spec) -> tuple[Handle, dict[str, str | int]]:
+    """The interface, with its ports published, and rights given up; and what is known of it."""
+    desc = describe(loaded, options, Extras(interface_id=spec.interface_id))
+    try:
+        handle = Handle(loaded, desc)
+    except StartFailed as error:
+        raise diagnosis.explain(error, options) from error
+    try:
+        for forward in spec.forwards:
+            Rules(loaded, handle).add(forward)
+        if spec.user is not None:
+            entitlement.drop(*spec.user)
+    except VmnetError:
+        handle.stop()
+        raise
+    answered = {key: value for key, value in handle.parameters.items() if isinstance(value, int | str | UUID)}
+    asked = {key: desc[key] for key in ("vmnet_network_identifier", "vmnet_shared_interface_name") if key in desc}
+    return handle, plain(answered | asked)
+
+
+def _report(fd: int, report: Report) -> None:
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        os.write(fd, msgspec.json.encode(report))
+    os.close(fd)
+
+
+def _live(spec: Spec, options: Shared | Host | Bridged, known: dict[str, str | int], relay: Relay, wakee: int) -> None:
+    """Until the VM is gone, the relay's loops have ended, or SIGTERM came."""
+    waiting = select.poll()
+    waiting.register(spec.life_fd, select.POLLIN)
+    waiting.register(wakee, select.POLLIN)
+    written: bytes | None = None
+    started = time.time()
+    while True:
+        counted = msgspec.json.encode(relay.counters)
+        if counted != written:
+            written = counted
+            record = records.Record(
+                pid=os.getpid(),
+                vm_pid=spec.vm_pid,
+                vm=spec.vm,
+                netdev=spec.netdev,
+                mode=type(options).type.removeprefix("vmnet-"),
+                mac=spec.mac,
+                isolated=options.isolated,
+                started=started,
+                parameters=known,
+                counters=relay.counters,
+            )
+            try:
+                records.write(record)
+            except (OSError, VmnetError) as error:
+                _LOG.warning("vmnet ls and vmnet show will not know this VM: %s", error)
+                waiting.poll()
+                return
+        if waiting.poll(_REFRESH * 1000):
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

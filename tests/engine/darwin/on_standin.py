@@ -1,0 +1,31 @@
+"""The command `vmnet` as on a Mac, over the stand-in: `python -m tests.engine.darwin.on_standin LIBRARY run -- ...`.
+
+What differs from a Mac's is the library and who asks for it; the relay is started as this module again, with `relay` as
+its command.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from openvmnet import engine
+from openvmnet.engine.darwin import framework, launch
+
+
+def main(argv: list[str]) -> int:
+    library, *words = argv
+    engine.DARWIN = True
+    framework.load = functools.cache(lambda: framework.Framework(library))
+    launch._MODULE = ("-m", "tests.engine.darwin.on_standin", library, "relay")
+    if words[0] == "relay":
+        from openvmnet.engine.darwin import relay
+
+        return relay.main(words[1:])
+    from openvmnet.cli.main import main as vmnet
+
+    return vmnet(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""Real guests whose network is the macOS engine, over the stand-in, whose packets end in a Linux bridge."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab import standin
+from lab.guest import Guest, qemu, virtio
+from lab.paths import CHECKOUT
+from lab.world import UID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lab.netns import Namespace
+    from lab.world import World
+
+pytestmark = pytest.mark.qemu
+GATEWAY = "192.168.64.1"
+
+
+class Mac:
+    """A namespace that plays the Mac: what vmnet's kernel side and bootpd do there, a bridge and dnsmasq do here."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.namespace: Namespace = world.namespace("mac")
+        self.namespace.batch(
+            "link add bridge100 type bridge",
+            f"addr add {GATEWAY}/24 dev bridge100",
+            "link set bridge100 up",
+        )
+        command = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-ping"]
+        command += ["--interface=bridge100", "--bind-interfaces", "--port=0", "--dhcp-authoritative", "--pid-file="]
+        command += ["--dhcp-range=192.168.64.2,192.168.64.254,1h", f"--dhcp-leasefile={world.directory}/dhcpd_leases"]
+        self.dhcp = self.namespace.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.guests: list[Guest] = []
+        library = standin.library()
+        self.command = [sys.executable, "-m", "tests.engine.darwin.on_standin", str(library)]
+        self.environment = world.environment() | {
+            "PYTHONPATH": str(CHECKOUT),
+            "STANDIN_TAP": "vmenet%d",
+            "STANDIN_BRIDGE": "bridge100",
+            "SUDO_UID": str(UID),
+            "SUDO_GID": str(UID),
+        }
+
+    def vmnet(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.namespace.run([*self.command, *words], check=False, env=self.environment, cwd=CHECKOUT)
+
+    def boot(self, *network: str, name: str) -> Guest:
+        def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+            return self.namespace.popen(command, env=self.environment, cwd=CHECKOUT, **options)
+
+        guest = Guest([*self.command, "run", "--", *qemu(*network), "-name", name], name=name, popen=popen)
+        self.world.guests.append(guest)
+        self.guests.append(guest)
+        guest.wait_boot()
+        return guest
+
+    def close(self) -> None:
+        for guest in self.guests:
+            guest.kill()
+        self.dhcp.kill()
+        self.dhcp.wait()
+
+
+@pytest.fixture(scope="module")
+def mac(world: World) -> Iterator[Mac]:
+    if os.environ.get("OPENVMNET_LAB_UID") != "0":
+        pytest.skip("needs root's lab: a relay drops root's rights to another user's")
+    made = Mac(world)
+    yield made
+    made.close()
+
+
+def relays(world: World) -> list[str]:
+    return [process.command for process in world.leftovers() if " relay " in process.command]
+
+
+def gone(world: World, count: int) -> bool:
+    deadline = time.monotonic() + 10
+    while len(relays(world)) > count:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.fixture(scope="module")
+def guest(mac: Mac) -> Guest:
+    booted = mac.boot(*virtio("vmnet-shared"), name="one")
+    booted.lease = booted.dhcp(hostname="one")  # type: ignore[attr-defined] # for the tests below
+    return booted
+
+
+def test_guest_gets_its_address_and_reaches_the_gateway(guest: Guest) -> None:
+    lease = guest.lease  # type: ignore[attr-defined] # see the fixture
+    assert lease.address.startswith("192.168.64.")
+    assert (lease.prefix, lease.gateway) == (24, GATEWAY)
+    assert "0% packet loss" in guest.run(f"ping -c 20 -i 0.05 -W 2 {GATEWAY}", check=True).out
+
+
+def test_vm_and_relay_are_the_users_and_not_roots(guest: Guest, world: World) -> None:
+    for pid in (guest.process.pid, *(each.pid for each in world.leftovers() if " relay " in each.command)):
+        with open(f"/proc/{pid}/status") as file:
+            status = file.read()
+        (uids,) = [line.split()[1:] for line in status.splitlines() if line.startswith("Uid:")]
+        assert uids == [str(UID)] * 4
+        (groups,) = [line.split()[1:] for line in status.splitlines() if line.startswith("Groups:")]
+        assert groups in ([], [str(UID)])
+
+
+def test_tcp_both_ways(guest: Guest, mac: Mac) -> None:
+    server = mac.namespace.popen(["iperf3", "-s", "-B", GATEWAY, "-p", "5299"], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(0.3)
+        for direction in ("", "-R"):
+            done = guest.run(f"iperf3 -c {GATEWAY} -p 5299 -t 2 {direction} --json", timeout=30, check=True)
+            assert '"bits_per_second"' in done.out
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_sibling_short_frames_and_a_card_that_drops_them(guest: Guest, mac: Mac, world: World) -> None:
+    count = len(relays(world))
+    sibling = mac.boot(*virtio("vmnet-shared", device="e1000"), name="two")
+    lease = sibling.dhcp(hostname="two")
+    own = guest.lease.address  # type: ignore[attr-defined] # see the fixture
+    # An ARP answer has 42 octets: without padding this card would never see one.
+    assert "0% packet loss" in sibling.run(f"ping -c 5 -i 0.05 -W 2 {own}", check=True).out
+    assert "0% packet loss" in guest.run(f"ping -c 5 -i 0.05 -W 2 {lease.address}", check=True).out
+    sibling.kill()
+    assert gone(world, count), "the relay ends with its VM"
+
+
+@pytest.mark.parametrize("network", [("-nic", "vmnet-shared,model=virtio"), ("-net", "vmnet-shared", "-net", "nic")])
+def test_nic_and_net_forms(mac: Mac, network: tuple[str, ...]) -> None:
+    booted = mac.boot(*network, name="form")
+    assert booted.dhcp().address.startswith("192.168.64.")
+    booted.kill()
+
+
+def test_mistakes_are_sentences_and_leave_nothing(mac: Mac, world: World) -> None:
+    before = len(relays(world))
+    for option, status, words in (
+        ("vmnet-bridged,id=n,ifname=wlan9", 1003, "invalid argument"),
+        ("vmnet-shared,id=n,start-address=8.8.8.1,end-address=8.8.8.9,subnet-mask=255.255.255.0", None, "RFC 1918"),
+    ):
+        done = mac.vmnet("run", "--", "qemu-system-x86_64", "-netdev", option)
+        assert done.returncode not in (0, 1), done
+        assert words in done.stderr, (status, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert len(relays(world)) == before
