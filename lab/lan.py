@@ -49,6 +49,8 @@ class Lan:
             f"addr add {BRIDGE_ADDRESS}/24 dev br0",
             f"addr add {NIC_ADDRESS}/32 dev nic0",
         )
+        # Else br0 answers for nic0's address, and the host is reached by its other cable.
+        world.host.sysctl("net.ipv4.conf.all.arp_ignore", 1)
         self.leases = self.home / "leases"
         command = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--no-ping", "--interface=sw0"]
         command += ["--bind-interfaces", "--pid-file=", f"--dhcp-leasefile={self.leases}", "--dhcp-authoritative"]

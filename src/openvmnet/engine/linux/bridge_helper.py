@@ -2,7 +2,8 @@
 
 The helper is started with one end of a unix socket; it makes the TAP, puts it into the bridge, and sends the descriptor
 through the socket. Whom it serves is its own affair: it reads an access list, lines of `allow BRIDGE`, `deny BRIDGE`
-(`all` is every bridge) and `include FILE`; a bridge is allowed when some line allows it and none denies it.
+(`all` is every bridge) and `include FILE`; a bridge is allowed when some line allows it and none denies it. With any
+other line in it, it serves nobody.
 Distributions ship it without the setuid bit (Debian) or with it (Fedora), and often without an access list.
 
 Source: QEMU's documentation (man qemu-system, -netdev bridge), and what the helper of 7.2 does when it is run.
@@ -31,6 +32,8 @@ ACLS = ("/etc/qemu/bridge.conf", "/etc/qemu-kvm/bridge.conf", "/usr/local/etc/qe
 _TIMEOUT = 10.0  # s; the helper takes milliseconds
 _INCLUDES = 8  # files that an access list may include, one in the other
 _ACL_OCTETS = 1 << 16
+
+Verdict = Literal["broken", "deny", "allow", "silent"]
 
 
 class Obstacle(NamedTuple):
@@ -73,7 +76,7 @@ def rights() -> Obstacle | None:
 
 def allows(bridge: str, file: str | None = None) -> bool | None:
     """Whether the access list allows `bridge`; None where it cannot be read, which may be meant so."""
-    verdict = _verdict(bridge, file or acl(), _INCLUDES)
+    verdict = _verdict(bridge, file or acl())
     return None if verdict is None else verdict == "allow"
 
 
@@ -167,7 +170,10 @@ def _denied(bridge: str) -> Obstacle:
     file = acl()
     if not os.path.exists(file):
         return Obstacle(f"its access list {file} is not there", allow_command(bridge))
-    if _mentions(bridge, file):
+    verdict = _verdict(bridge, file)
+    if verdict == "broken":
+        return Obstacle(f"its access list {file} has a line that is none of allow, deny, include", f"correct {file}")
+    if verdict == "deny":
         return Obstacle(f"its access list {file} denies '{bridge}'", f"take the deny out of {file} and let it allow it")
     return Obstacle(f"its access list {file} does not allow '{bridge}'", allow_command(bridge))
 
@@ -178,34 +184,42 @@ def allow_command(bridge: str) -> str:
     return f"sudo mkdir -p {os.path.dirname(file)} && echo 'allow {bridge}' | sudo tee -a {file}"
 
 
-def _mentions(bridge: str, file: str) -> bool:
-    return _verdict(bridge, file, _INCLUDES) == "deny"
+def _verdict(bridge: str, file: str) -> Verdict | None:
+    """What a list and those that it includes say in sum; a deny anywhere outweighs every allow. None: unreadable."""
+    said = _said(bridge, file, _INCLUDES)
+    order: tuple[Verdict, ...] = ("broken", "deny", "allow")
+    return None if said is None else next((each for each in order if each in said), "silent")
 
 
-def _verdict(bridge: str, file: str, depth: int) -> Literal["allow", "deny", "silent"] | None:
-    """What a list and those that it includes say in sum; a deny anywhere outweighs every allow."""
+def _said(bridge: str, file: str, depth: int) -> set[str] | None:
+    """What the lines of a list say of `bridge`, up to the first that is none.
+
+    As the helper reads them: a line's command ends at the first space or, where the line has none, at the first tab;
+    an included file that is missing or broken takes nothing away.
+    """
+    said: set[str] = set()
     try:
         with open(file, errors="replace") as opened:
             lines = opened.read(_ACL_OCTETS).splitlines()
     except FileNotFoundError:
-        return "silent"
+        return said
     except OSError:
         return None
-    said = set()
-    for line in lines:
-        words = line.split()
-        if len(words) < 2 or words[0].startswith("#"):
+    for line in map(str.lstrip, lines):
+        if not line or line.startswith("#"):
             continue
-        if words[0] == "include" and depth:
-            inner = _verdict(bridge, words[1], depth - 1)
+        command, _, argument = line.partition(" " if " " in line else "\t")
+        argument = argument.strip()
+        if command not in ("allow", "deny", "include") or not argument:
+            return said | {"broken"}
+        if command == "include":
+            inner = _said(bridge, argument, depth - 1) if depth else set()
             if inner is None:
                 return None
-            said.add(inner)
-        elif words[0] in ("allow", "deny") and words[1] in ("all", bridge):
-            said.add("allow" if words[0] == "allow" else "deny")
-    if "deny" in said:
-        return "deny"
-    return "allow" if "allow" in said else "silent"
+            said |= inner - {"broken"}
+        elif argument in ("all", bridge):
+            said.add(command)
+    return said
 
 
 def _file_capabilities(helper: str) -> bool:

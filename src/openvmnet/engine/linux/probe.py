@@ -8,7 +8,8 @@ as the engine opens them. The namespace ends with the probe, and nothing on the 
 
 A probe gives a Finding: found, degraded (the network works, some of it is missing), optional (something that not every
 host wants is not there), missing (no network without it) or untested (what it depends on is missing), with a remedy:
-one command for Debian that mends it. Settings are read only afterwards, to choose that command. `Finding.error` is the same as an exception, for the engine.
+one command for Debian that mends it. Settings are read only afterwards, to choose that command. `Finding.error` is the
+same as an exception, for the engine.
 """
 
 from __future__ import annotations
