@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import struct
 import subprocess
@@ -43,9 +44,14 @@ class Wire:
         self.namespace.batch("link add br0 type bridge mcast_snooping 0 forward_delay 0", "link set br0 up")
         self.fds: list[int] = []
         for name in ("near", "far"):
-            self.namespace._inside(lambda name=name: self.fds.append(_tap(name)))
+            self.namespace._inside(functools.partial(self._open, name))
             self.namespace.batch(f"link set {name} txqueuelen {_QUEUE} master br0 up")
         self.near, self.far = self.fds
+
+    def _open(self, name: str) -> None:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_NO_PI))
+        self.fds.append(fd)
 
     def fill(self, fd: int, size: int) -> None:
         """Send a turn's frames through `fd`."""
@@ -60,12 +66,6 @@ class Wire:
             while os.read(fd, 2000):
                 count += 1
         return count
-
-
-def _tap(name: str) -> int:
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_NO_PI))
-    return fd
 
 
 def _frame(size: int) -> bytes:

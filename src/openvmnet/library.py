@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from openvmnet import engine
 from openvmnet.errors import CallerError, HostError, OptionError
 from openvmnet.interface import Interface, LinkRequest
 from openvmnet.netdev import Bridged, Host, Shared
@@ -61,6 +62,10 @@ def start_async(
 
 def interfaces() -> list[str]:
     """The names that `Bridged(ifname=...)` takes on this host; [] where nothing can be bridged."""
+    if engine.DARWIN:
+        from openvmnet.engine.darwin.interface import shared_interfaces
+
+        return shared_interfaces()
     from openvmnet.engine.linux.interfaces import inventory
 
     return [interface.name for interface in inventory() if interface.how is not None]
@@ -101,9 +106,13 @@ def _discard(work: asyncio.Future[Interface]) -> None:
 
 def _open(request: LinkRequest) -> Link:
     try:
-        from openvmnet.attach.tap import open_link
+        if engine.DARWIN:
+            from openvmnet.engine.darwin import interface
 
-        return open_link(request)
+            return interface.open_link(request)
+        from openvmnet.attach import tap
+
+        return tap.open_link(request)
     except OSError as error:
         raise HostError(f"the interface cannot be started: {error}") from error
 

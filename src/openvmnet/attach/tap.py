@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet import control
 from openvmnet.config import running_config
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TUNSETOFFLOAD = 0x400454D0
+_bridged_count = itertools.count()  # tells the records of this process's bridged ports apart
 
 
 def open_link(request: LinkRequest) -> TapLink:
@@ -40,19 +44,7 @@ def _network(request: LinkRequest, options: Shared | Host) -> TapLink:
     base = control.Spec(name=request.name, force=request.force, linger=request.linger)
     client = control.open_network(control.Spec.of(options, base), progress=log.info)
     try:
-        reply, fd = client.plug(
-            control.PlugRequest(
-                vm=_program(),
-                netdev=options.id or "interface",
-                mac=None,
-                identity=f"interface {request.interface_id}",
-                index=0,
-                isolated=options.isolated,
-                pid=os.getpid(),
-                offloads=False,
-                allocate_mac=request.allocate_mac_address,
-            )
-        )
+        reply, fd = client.plug(_plug_request(request))
     finally:
         client.close()
     try:
@@ -67,7 +59,8 @@ def _network(request: LinkRequest, options: Shared | Host) -> TapLink:
 
 def _bridged(request: LinkRequest, options: Bridged) -> TapLink:
     """A TAP or macvtap on the LAN, as it is opened for QEMU: each frame bears a header, which stays empty."""
-    from openvmnet.engine.linux import bridged, interfaces
+    from openvmnet.attach import bridged
+    from openvmnet.engine.linux import interfaces
 
     ifname = options.ifname or ""
     found = interfaces.find(ifname)
@@ -78,20 +71,39 @@ def _bridged(request: LinkRequest, options: Bridged) -> TapLink:
             option="allocate_mac_address",
             value="False",
         )
-    mac = stable_mac(f"interface {request.interface_id}", 0)
-    fd = bridged.open_port(ifname, mac, isolated=options.isolated).fd
+    mac = stable_mac(_identity(request), 0)
+    plugged = bridged.plug(ifname, msgspec.structs.replace(_plug_request(request), mac=mac, index=next(_bridged_count)))
     try:
-        fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)  # a macvtap gives frames over the MTU by default
+        fcntl.ioctl(plugged.fd, _TUNSETOFFLOAD, 0)  # a macvtap gives frames over the MTU by default
         parameters = Parameters(
             mtu=found.mtu,
             max_packet_size=found.mtu + HEADER,
             interface_id=request.interface_id,
             mac_address=mac if request.allocate_mac_address else None,
         )
-        return HeadedTapLink(_ready(fd), parameters)
+        return HeadedTapLink(_ready(plugged.fd), parameters, plugged.record)
     except BaseException:
-        os.close(fd)
+        os.close(plugged.fd)
+        os.close(plugged.record)
         raise
+
+
+def _plug_request(request: LinkRequest) -> control.PlugRequest:
+    return control.PlugRequest(
+        vm=_program(),
+        netdev=request.options.id or "interface",
+        mac=None,
+        identity=_identity(request),
+        index=0,
+        isolated=request.options.isolated,
+        pid=os.getpid(),
+        offloads=False,
+        allocate_mac=request.allocate_mac_address,
+    )
+
+
+def _identity(request: LinkRequest) -> str:
+    return f"interface {request.interface_id}"
 
 
 def _ready(fd: int) -> int:

@@ -48,11 +48,11 @@ class TapLink:
     header = 0  # octets before each frame on the descriptor
 
     def __init__(self, fd: int, parameters: Parameters) -> None:
-        self._fd = fd
+        self._nowhere = _dead_end()
+        self._fd = fd  # last of what can fail: an object that is not made must not close it
         self._parameters = parameters
         self._most = parameters.max_packet_size + self.header
         self._oversize = 0
-        self._nowhere = _dead_end()
 
     @property
     def parameters(self) -> Parameters:
@@ -100,7 +100,9 @@ class TapLink:
         """Give the port back: the device goes with its last descriptor."""
         os.dup2(self._nowhere, self._fd, inheritable=False)
 
-    forked = close
+    def forked(self) -> None:
+        """The same: what the child had was its own copy."""
+        self.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -121,6 +123,10 @@ class HeadedTapLink(TapLink):
 
     header = 10  # octets, as a TAP has it until told otherwise
 
+    def __init__(self, fd: int, parameters: Parameters, record: int) -> None:
+        super().__init__(fd, parameters)
+        self._record = record  # a descriptor that has to stay open for as long as the port is there
+
     def read(self, limit: int) -> list[bytes]:
         """Up to `limit` frames; fewer means that nothing more was there."""
         skip = self.header
@@ -136,6 +142,16 @@ class HeadedTapLink(TapLink):
                 sent += 1
         except OSError as error:
             raise _failure("write error", error, sent) from error
+
+    def close(self) -> None:
+        """Give the port back, and what was kept with it."""
+        super().close()
+        os.dup2(self._nowhere, self._record, inheritable=False)
+
+    def __del__(self) -> None:
+        super().__del__()
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._record)
 
 
 @functools.cache
