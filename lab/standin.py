@@ -68,7 +68,10 @@ class Standin:
             ("standin_count", long, (text,)),
             ("standin_objects", long, (ctypes.c_int,)),
             ("standin_interfaces", long, ()),
-            ("standin_wire", None, (ctypes.c_int,)),
+            ("standin_wire", None, (integer,)),
+            ("standin_memory", None, ()),
+            ("standin_send", ctypes.c_bool, (text, size)),
+            ("standin_receive", size, (ctypes.c_void_p, size)),
             (
                 "standin_relay_down",
                 long,
@@ -96,6 +99,20 @@ class Standin:
     def interfaces(self) -> int:
         """How many interfaces live."""
         return int(self.library.standin_interfaces())
+
+    def memory(self) -> None:
+        """Join the next interface to a wire in memory."""
+        self.library.standin_memory()
+
+    def send(self, frame: bytes) -> bool:
+        """Put a frame on that wire, towards the interface; False where there is none any more."""
+        return bool(self.library.standin_send(frame, len(frame)))
+
+    def receive(self) -> bytes | None:
+        """The next frame that came from the interface, or None."""
+        room = ctypes.create_string_buffer(70000)
+        size = self.library.standin_receive(ctypes.addressof(room), len(room))
+        return room.raw[:size] if size else None
 
     def wire(self, fd: int) -> None:
         """Join the next interface to this datagram socket."""

@@ -17,7 +17,8 @@ from uuid import uuid4
 import pytest
 
 from openvmnet.errors import HostError, LinkError, Stopped
-from openvmnet.interface import Parameters
+from openvmnet.interface import LinkRequest, Parameters
+from openvmnet.netdev import Shared
 from openvmnet.status import Status
 
 if TYPE_CHECKING:
@@ -225,4 +226,54 @@ def tap(directory: Path) -> Iterator[Rig]:
         os.waitpid(agent, 0)
 
 
-ENGINES: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {"memory": memory, "tap": tap}
+class VmnetRig:
+    """The macOS engine over the stand-in for vmnet.framework, whose wire is two queues in memory."""
+
+    broken = Status.FAILURE
+
+    def __init__(self) -> None:
+        from lab import standin
+        from openvmnet.engine.darwin.framework import Framework
+
+        self.control = standin.Standin(standin.library(1200))  # one that has the documented limits
+        self._framework = Framework(str(self.control.path))
+
+    def link(self) -> Link:
+        from openvmnet.engine.darwin.interface import open_link
+
+        self.control.memory()
+        request = LinkRequest(Shared(id="n0"), PARAMETERS.interface_id)
+        return open_link(request, self._framework)
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        for each in frames:
+            self.control.send(each)
+
+    def received(self, count: int, seconds: float = 5.0) -> list[bytes]:
+        frames: list[bytes] = []
+        deadline = time.monotonic() + seconds
+        while len(frames) < count and time.monotonic() < deadline:
+            if (each := self.control.receive()) is None:
+                time.sleep(0.001)
+            else:
+                frames.append(each)
+        return frames
+
+    def break_writes(self) -> None:
+        self.control.set("vmnet_write", self.broken)
+
+
+@contextlib.contextmanager
+def vmnet(_: Path) -> Iterator[Rig]:
+    from lab import standin
+
+    if standin.compiler() is None:
+        pytest.skip("the stand-in for vmnet.framework needs a C compiler (package gcc)")
+    rig = VmnetRig()
+    try:
+        yield rig
+    finally:
+        rig.control.set("vmnet_write", 0)
+
+
+ENGINES: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {"memory": memory, "tap": tap, "vmnet": vmnet}

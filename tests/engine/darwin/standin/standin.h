@@ -125,6 +125,7 @@ struct interface {
   bool held; /* whether its subnet is in the table of taken ones */
   int wire, wake[2];
   bool tap, vnet_header;
+  struct memory *memory;
   pthread_mutex_t lock;
   pthread_t poller;
   uint32_t event_mask;
@@ -146,11 +147,15 @@ xpc_ref parameters(struct interface *interface, xpc_ref desc);
 extern const char *const vmnet_operation_mode_key, *const vmnet_estimated_packets_available_key;
 void completion(struct block *block, status_t status);
 
-/* The wire of an interface: a TAP, or an end of a datagram socketpair. */
+/* The wire of an interface: a TAP, an end of a datagram socketpair, or queues in memory. */
 bool wire_open(struct interface *interface);
 int wire_read(struct interface *interface, struct vmpktdesc *packets, int count);
 int wire_write(struct interface *interface, struct vmpktdesc *packets, int count);
 void *wire_poller(void *interface);
+bool memory_open(struct interface *interface);
+void memory_close(struct interface *interface);
+int memory_read(struct interface *interface, struct vmpktdesc *packets, int count);
+int memory_write(struct interface *interface, struct vmpktdesc *packets, int count);
 
 /* The batch calls on datagram sockets. */
 struct msghdr_x {

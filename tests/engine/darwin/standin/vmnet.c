@@ -65,6 +65,7 @@ static void dispose(struct interface *interface) {
   leave(interface);
   if (interface->held)
     subnet_free(interface->start, interface->mask);
+  memory_close(interface);
   if (interface->wire >= 0)
     close(interface->wire);
   if (interface->network) {

@@ -60,6 +60,8 @@ static bool open_tap(struct interface *interface, const char *name) {
 }
 
 bool wire_open(struct interface *interface) {
+  if (memory_open(interface))
+    return true;
   const char *tap = setting_text("tap");
   int fd = atomic_exchange(&next_wire, -1);
   if (fd < 0 && tap)
@@ -83,7 +85,9 @@ int wire_read(struct interface *interface, struct vmpktdesc *packets, int count)
   if (interface->wire < 0)
     return 0;
   int done;
-  if (interface->tap) {
+  if (interface->memory) {
+    done = memory_read(interface, packets, count);
+  } else if (interface->tap) {
     done = tap_read(interface, packets, count);
   } else {
     struct mmsghdr messages[MOST];
@@ -104,6 +108,8 @@ int wire_read(struct interface *interface, struct vmpktdesc *packets, int count)
 int wire_write(struct interface *interface, struct vmpktdesc *packets, int count) {
   if (interface->wire < 0)
     return count;
+  if (interface->memory)
+    return memory_write(interface, packets, count);
   int done = 0;
   if (interface->tap) {
     while (done < count && (writev(interface->wire, packets[done].vm_pkt_iov, 1) >= 0 || errno == EIO))
