@@ -165,8 +165,9 @@ class Relay:
             status, got = read(packets, count)
             if status != Status.SUCCESS:
                 self._say("read", "vmnet: read failed: %s", Status.of(status).text)
-                got = 0
+                handle.disarm()
                 time.sleep(_LONGEST)
+                continue
             if not got:
                 if not handle.armed:
                     handle.arm()
