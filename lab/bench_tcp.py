@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lab.netns import Namespace, link
 from lab.rivals import client
 from lab.rows import OURS, Bench, Sampler, row
-from lab.world import IPERF_PORTS, SERVER
+from lab.world import IPERF_PORTS, SERVER, SERVER6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,24 @@ def _eight_up(bench: Bench) -> Iterator[dict[str, Sampler]]:
 @row("tcp-8-down", "TCP, 8 streams, outside to guest", unit="Gbit/s", aims={"kernel": 0.8})
 def _eight_down(bench: Bench) -> Iterator[dict[str, Sampler]]:
     yield _outside(bench, "-P", "8", "-R")
+
+
+def _beside_ipv4(bench: Bench, *options: str) -> dict[str, Sampler]:
+    guest = client(bench, OURS)
+    return {
+        OURS: lambda: iperf(guest, bench.seconds, *options, server=SERVER6),
+        "openvmnet IPv4": lambda: iperf(guest, bench.seconds, *options),
+    }
+
+
+@row("tcp6-1-up", "TCP over IPv6, 1 stream, guest to outside", unit="Gbit/s", aims={"openvmnet IPv4": 0.9})
+def _one_up6(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _beside_ipv4(bench)
+
+
+@row("tcp6-1-down", "TCP over IPv6, 1 stream, outside to guest", unit="Gbit/s", aims={"openvmnet IPv4": 0.9})
+def _one_down6(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _beside_ipv4(bench, "-R")
 
 
 @row("vm-to-vm", "TCP, 1 stream, guest to guest", unit="Gbit/s", aims={"bare bridge": 0.95})

@@ -190,10 +190,11 @@ class World:
 
     def ipv6(self, *, on: bool) -> None:
         """Take IPv6's address and route away from the host, or give them back: most hosts have no IPv6."""
-        verb = "add" if on else "del"
-        self.host.batch(f"addr {verb} {HOST6}/64 dev eth0{' nodad' if on else ''}")
+        address, route = f"{HOST6}/64 dev eth0", f"default via {ROUTER6}"
         if on:
-            self.host.batch(f"route add default via {ROUTER6}")
+            self.host.batch(f"addr add {address} nodad", f"route add {route}")
+        else:
+            self.host.batch(f"route del {route}", f"addr del {address}")
 
     def stop_nameserver(self, address: str = NAMESERVER) -> None:
         """End one name server: what asks it gets ICMP port unreachable."""
@@ -290,6 +291,9 @@ class World:
 
     def _connect(self) -> None:
         inner, outer = ("inner", "outer") if self.router is not self.internet else ("inner", "inner")
+        for namespace in {self.host, self.router, self.internet}:
+            for which in ("all", "default"):  # else no neighbour is asked for during the first second
+                namespace.sysctl(f"net.ipv6.conf.{which}.accept_dad", 0)
         link(self.host, "eth0", self.router, inner)
         # A user's lab has one group only, and its ping sockets are for that one.
         self.host.sysctl("net.ipv4.ping_group_range", "0 2147483647" if self._real_root() else "0 0")

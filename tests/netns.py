@@ -28,14 +28,19 @@ def inside(namespace: Namespace, action: Callable[[], _T]) -> _T:
     return result[0]
 
 
+def family(address: str) -> int:
+    """The address family of `address`."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def dial(namespace: Namespace, where: tuple[str, int], *, timeout: float = 5.0, port: int = 0) -> socket.socket:
     """A TCP connection from `namespace`, from local port `port` if given."""
-    sock = namespace.socket()
+    sock = namespace.socket(family(where[0]))
     sock.settimeout(timeout)
     if port:
         for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
             sock.setsockopt(socket.SOL_SOCKET, option, 1)
-        sock.bind(("0.0.0.0", port))
+        sock.bind(("", port))
     try:
         sock.connect(where)
     except OSError:
@@ -46,7 +51,7 @@ def dial(namespace: Namespace, where: tuple[str, int], *, timeout: float = 5.0, 
 
 def listen(namespace: Namespace, where: tuple[str, int], *, backlog: int = 4096) -> socket.socket:
     """A TCP listener in `namespace`."""
-    sock = namespace.socket()
+    sock = namespace.socket(family(where[0]))
     sock.settimeout(5)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(where)

@@ -18,6 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 IPV6_TRANSPARENT = 75
 IPV6_RECVERR = 25
 IPV6_MTU_DISCOVER = 23
+IPV6_RECVFRAGSIZE = 77
 
 _FAMILY = struct.pack("=H", socket.AF_INET6)
 _FLOW, _SCOPE = bytes(4), bytes(4)

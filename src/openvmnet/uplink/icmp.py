@@ -10,8 +10,8 @@ One socket serves one guest's identifier towards one destination. Time-exceeded 
 are carried back from the router that sent them, so traceroute with ICMP works beyond the first hop.
 
 IPv6 has an uplink of its own of the same class, with counters of its own. No router fragments IPv6, so a request that
-the path does not take whole is answered with "packet too big", unless it is larger than the guest's link: then it can
-only have come in fragments, and leaves in fragments.
+the path does not take whole is answered with "packet too big", unless it came in fragments: then it leaves in
+fragments. A reply that is larger than the guest's link is split here, where an IPv4 one is by the namespace.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.uplink import hosterror
 from openvmnet.uplink.family import IPV4, IPV6, Family
+from openvmnet.wire.fragments6 import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,7 @@ class IcmpUplink:
             sockets.set_option(flow.sock.fileno(), *self._family.hops, header.ttl)
         message = _ECHO.pack(self._packets.ECHO_REQUEST, 0, 0, 0, sequence) + packet[offset + 8 : header.total]
         if self._family is IPV6:
-            whole = sockets.IP_PMTUDISC_DO if header.total <= self._mtu else sockets.IP_PMTUDISC_DONT
+            whole = sockets.IP_PMTUDISC_DO if header.dont_fragment else sockets.IP_PMTUDISC_DONT
             sockets.set_option(flow.sock.fileno(), *self._family.mtu_discover, whole)
         for last in (False, True):
             try:
@@ -136,7 +137,12 @@ class IcmpUplink:
             self.counters[self._replies] += 1
             build = self._packets.build_echo_reply
             # From here to the guest the packet is forwarded once by the namespace and once was by this host.
-            self._write(build(flow.target, flow.guest, flow.identifier, sequence, data[8:], ttl=max(2, ttl)))
+            reply = build(flow.target, flow.guest, flow.identifier, sequence, data[8:], ttl=max(2, ttl))
+            if self._family is IPV6 and len(reply) > self._mtu:
+                for piece in split(reply, self._mtu, flow.identifier << 16 | sequence):
+                    self._write(piece)
+            else:
+                self._write(reply)
 
     def report(self, flow: EchoFlow, packet: bytes | None = None) -> list[hosterror.HostError]:
         """Carry errors about requests back, and give them. `packet` is what the host's own kernel has refused."""

@@ -97,6 +97,8 @@ class SlowPath:
             if whole is None:
                 return
             header = ip6.parse(whole) if six else ip.parse(whole)
+            if six and whole is not packet:
+                header = header._replace(dont_fragment=False)  # its sender has fragmented, and so may who is next
             uplink = (self.uplinks6 if six else self.uplinks).get(header.protocol)
             if uplink is not None:
                 uplink.open(whole, header)

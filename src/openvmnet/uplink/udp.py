@@ -8,9 +8,10 @@ on datagrams are moved between them in batches, recvmmsg(2) to sendmmsg(2), with
 
 Errors that the outside reports to the host socket (IP_RECVERR, ip(7)) are carried back: port, host or net unreachable
 and time exceeded as the ICMP message they came as, from the router that sent it; a path too narrow as "fragmentation
-needed" or "packet too big" with its MTU. The host socket sends with DF if the guest's first datagram had it, and always
-in IPv6, where no router fragments. A datagram larger than the guest's link can only have come in fragments, so it may
-leave in fragments too.
+needed" or "packet too big" with its MTU. The host socket sends with DF if the guest's first datagram had it; in IPv6,
+where no router fragments, unless the guest does: a flow whose first datagram came in fragments, or one that turns to
+them when it was told of a narrow path (the next LOOKS datagrams are looked at for that), may be fragmented here. A
+datagram larger than the guest's link can only have come in fragments, so it may leave in fragments too.
 
 Both versions of IP share tables and bounds; what differs between them is a flow's `Family`. Where a guest's destination
 is to be found from here, `destination` says: the gateway's address is this host.
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING
 
 from openvmnet.budget import WINDOW, Budget
 from openvmnet.errors import HostError
-from openvmnet.kernel import sockets
+from openvmnet.kernel import sockets, sockets6
 from openvmnet.kernel.loop import BROKEN, READ
 from openvmnet.kernel.mmsg import Batch
 from openvmnet.notice import Notice
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 IDLE_NEW = 30.0  # s
 IDLE_ANSWERED = 180.0  # s
 SHARE = 0.15  # of the thread's time, for one port's datagrams while others' TCP wants it too
+LOOKS = 256  # datagrams after "packet too big", among which one in fragments says that the guest has heard it
 _QUIET = 10  # turns of TCP in a window that are nobody's bulk
 _TOUCH = 1.0  # s; activity is noted no more often than this
 _ROUNDS = 2  # batches moved in one turn; the rest waits for the next, which level-triggered epoll promises
@@ -74,6 +76,7 @@ class UdpFlow:
     __slots__ = (
         "_udp",
         "answered",
+        "careful",
         "family",
         "fragments",
         "guest",
@@ -110,6 +113,7 @@ class UdpFlow:
         self.last = 0.0
         self.answered = False
         self.segments = True  # the routes' devices take several datagrams as one segmented message
+        self.careful = 0  # datagrams to look at for fragments
         self.fragments = not header.dont_fragment  # whether the host may fragment what it sends for the guest
 
     def on_guest(self, mask: int) -> None:
@@ -224,6 +228,9 @@ class UdpUplink:
 
     def relay_up(self, flow: UdpFlow) -> None:
         """Move what the guest has sent."""
+        if flow.careful:
+            self._relay_carefully(flow)
+            return
         batch = self._batch
         for _ in range(_ROUNDS):
             try:
@@ -254,6 +261,22 @@ class UdpUplink:
                             start += 1
             if count < _BATCH:
                 return
+
+    def _relay_carefully(self, flow: UdpFlow) -> None:
+        """Move what the guest has sent one by one, until a datagram came in fragments or enough of them did not."""
+        fragmented = (socket.IPPROTO_IPV6, sockets6.IPV6_RECVFRAGSIZE)
+        with socket.socket(fileno=flow.guest) as view:
+            try:
+                while flow.careful:
+                    data, ancillary, _, _ = view.recvmsg(_LARGEST, 64, socket.MSG_DONTWAIT)
+                    flow.careful -= 1
+                    if any(tuple(kind) == fragmented for *kind, _ in ancillary):
+                        flow.careful, flow.fragments = 0, True
+                        sockets.set_option(flow.host, *flow.family.mtu_discover, sockets.IP_PMTUDISC_WANT)
+                    self._send_one(flow, data)
+            except OSError:
+                pass  # EAGAIN: that was all
+            view.detach()
 
     def relay_down(self, flow: UdpFlow) -> None:
         """Move what the outside has answered."""
@@ -398,6 +421,7 @@ class UdpUplink:
         """A datagram that the outside's path does not take whole."""
         if not flow.fragments and len(payload) + flow.family.headers <= self._mtu:
             self.report(flow, narrow=True)  # the error queue holds the path's MTU
+            flow.careful = LOOKS if flow.family is IPV6 else 0
             return
         sockets.set_option(flow.host, *flow.family.mtu_discover, sockets.IP_PMTUDISC_DONT)
         with contextlib.suppress(OSError):

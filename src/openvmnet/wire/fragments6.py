@@ -1,18 +1,20 @@
-"""IPv6 reassembly behind a kernel that has reassembled already: the twin of `wire.fragments`.
+"""IPv6 fragments: reassembly behind a kernel that has reassembled already, the twin of `wire.fragments`, and splitting.
 
 What comes through the TUN is in order, without gap or overlap, as that module says. A fragment bears the headers of the
 whole up to the fragment header (RFC 8200, 4.5); the whole packet is those headers, with the fragment header left out,
-and what all fragments have behind it.
+and what all fragments have behind it. Splitting is for what has no sender's kernel to do it: no router fragments IPv6.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 
 from openvmnet.errors import Malformed
 from openvmnet.wire import ip6
 from openvmnet.wire.fragments import PENDING
 
+_FRAGMENT = struct.Struct("!BBHI")
 _BEFORE = (ip6.HOP_BY_HOP, ip6.ROUTING, ip6.DESTINATION_OPTIONS)  # what may stand before a fragment header
 
 
@@ -57,6 +59,21 @@ class Reassembly6:
             return None
         del self._pending[key]
         return bytes(_sealed(whole))
+
+
+def split(packet: bytes, mtu: int, identification: int) -> list[bytes]:
+    """A packet without extension headers in pieces for a link of `mtu` octets (1280 or more): RFC 8200 section 4.5."""
+    if len(packet) <= mtu:
+        return [packet]
+    payload, size = packet[40:], (mtu - 48) & ~7
+    pieces = []
+    for offset in range(0, len(payload), size):
+        part = payload[offset : offset + size]
+        more = offset + size < len(payload)
+        header = _FRAGMENT.pack(packet[6], 0, offset | more, identification)
+        length = (8 + len(part)).to_bytes(2, "big")
+        pieces.append(packet[:4] + length + bytes([ip6.FRAGMENT]) + packet[7:40] + header + part)
+    return pieces
 
 
 def _fragment_header(packet: bytes) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Addresses are 16 bytes, ports and lengths host integers. Builders return whole IPv6 packets, ready for a TUN device, and
 have the names of their twins in `wire.ip`. A header is the same `ip.Header`, in IPv6's terms: `protocol` is what the
 last extension header announces, `ttl` the hop limit, `payload` the offset behind all extension headers, `dont_fragment`
-always true, since no router fragments IPv6, and `identification` the lower 16 bits of the flow label.
+true, since no router fragments IPv6, and `identification` the lower 16 bits of the flow label.
 Sources: RFC 8200 (IPv6), RFC 4443 (ICMPv6), RFC 9293 (TCP), RFC 768 (UDP).
 """
 

@@ -57,7 +57,7 @@ table bridge vmnet {{
   set owned {{ type ipv4_addr . ifname; }}
   set leased6 {{ typeof {_TARGET}; }}
   set owned6 {{ typeof {_TARGET} . iifname; }}
-  set known6 {{ type ipv6_addr . ifname; size 131072; flags dynamic,timeout; timeout 2m; }}
+  set known6 {{ type ipv6_addr . iface_index; size 131072; flags dynamic,timeout; timeout 2m; }}
   set newcomers6 {{ type ifname; size 1024; flags dynamic,timeout; timeout 5m; }}
   set arps {{ type ifname; size 1024; flags dynamic,timeout; timeout 1m; }}
   set storms {{ type ifname; size 1024; flags dynamic,timeout; timeout 1m; }}
@@ -154,7 +154,7 @@ def _guard_ip6(mac: str, gateways: tuple[IPv6Address, ...]) -> str:
     goto source6
   }}
   chain source6 {{
-    ip6 saddr . iifname @known6 accept
+    ip6 saddr . iif @known6 accept
     @nh,64,128 . iifname @owned6 goto newcomer6
     @nh,64,128 @leased6 {_SPOOFED}
     ip6 saddr :: goto newcomer6
@@ -163,6 +163,6 @@ def _guard_ip6(mac: str, gateways: tuple[IPv6Address, ...]) -> str:
   }}
   chain newcomer6 {{
     update @newcomers6 {{ iifname {limit(NEW_SOURCES, "minute", NEW_SOURCES_AT_ONCE)} }} counter name storm drop
-    add @known6 {{ ip6 saddr . iifname }}
+    add @known6 {{ ip6 saddr . iif }}
   }}
 """

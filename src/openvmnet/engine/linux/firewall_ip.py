@@ -8,7 +8,8 @@ defragmentation:
   kernel sends a redirect and looks for the neighbour);
 - TCP that opens (SYN alone), UDP without a flow's socket, ICMP echo: mark TO_PYTHON, routed to the TUN `up0`;
 - TCP and UDP with a flow's socket, and ICMP errors about flows: mark TO_SOCKET, delivered here although the address is
-  elsewhere; TCP without a socket, though it opens nothing, goes to Python too, which writes it back;
+  elsewhere (TCP's are the bulk, so they come first: what they belong to was let through when it opened); TCP without a
+  socket, though it opens nothing, goes to Python too, which writes it back;
 - TCP that Python writes to `up0`: TPROXY to the pump's listener, or the flow's own socket;
 - what is never forwarded (NEVER, NEVER6) is refused with ICMP and counted; so are other protocols.
 
@@ -45,6 +46,8 @@ NEVER6 = (
     "::/96, ::ffff:0:0/96, fec0::/10, 2002::/24, 2002:7f00::/24, 2002:a9fe::/32, 2002:e000::/19, 64:ff9b::/104, "
     "64:ff9b::7f00:0/104, 64:ff9b::a9fe:0/112, 64:ff9b::e000:0/99"
 )
+
+_FLAGS = "(syn|ack|rst|fin)"
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ table {name} vmnet {{
     type filter hook prerouting priority mangle; policy accept;
     iifname "{UPLINK}" {name} saddr {network} meta l4proto tcp {intercept}
     iifname != "{BRIDGE}" accept
+    meta l4proto tcp tcp flags & {_FLAGS} != syn socket transparent 1 meta mark set {TO_SOCKET} accept
     udp dport {terms.dhcp} jump dhcp
     udp dport 53 jump crowded
     {terms.here}
@@ -157,8 +161,7 @@ table {name} vmnet {{
     update @dhcp {{ meta mark {limit(DHCP_RATE)} }} counter name limited drop
   }}
   chain segment {{
-    tcp flags & (syn|ack|rst|fin) == syn goto opening
-    meta l4proto tcp socket transparent 1 meta mark set {TO_SOCKET} accept
+    tcp flags & {_FLAGS} == syn goto opening
     tcp flags & rst == rst counter name stray drop
     counter name stray goto opening
   }}
