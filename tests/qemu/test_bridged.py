@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from openvmnet.kernel.linkinfo import links
 from tests.netns import eventually, inside
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from lab.world import World
@@ -284,7 +287,7 @@ def test_an_ordinary_user_with_the_capability(world: World, lan: Lan) -> None:
     argv = [*user, "vmnet", "run", "--", *qemu(*virtio("vmnet-bridged,ifname=br0,isolated=on")), "-name", "able"]
     before = lan.links()
 
-    def start(command: list[str], **options: object):
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         return world.host.popen(command, env=world.environment(), **options)
 
     with Guest(argv, name="able", popen=start) as guest:
@@ -296,6 +299,26 @@ def test_an_ordinary_user_with_the_capability(world: World, lan: Lan) -> None:
             "0" * 16
         ] * 2
     assert eventually(lambda: lan.links() == before)
+
+
+def test_a_vm_that_goes_to_the_background_keeps_its_port(world: World, lan: Lan) -> None:
+    """QEMU's -daemonize: the process that was started ends, another has the descriptors."""
+    macvtap_or_skip(lan)
+    before = lan.links()
+    pidfile = lan.home / "pid"
+    qemu_argv = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-daemonize", "-pidfile", str(pidfile)]
+    netdev = ["-netdev", "vmnet-bridged,id=n0,ifname=nic0", "-name", "daemon"]
+    done = lan.root_run(["vmnet", "run", "--", *qemu_argv, *netdev])
+    assert re.fullmatch(
+        r"vmnet: a NIC that is plugged into n0 later needs mac=52:54:00:\S{8} over macvtap", done.stderr.splitlines()[0]
+    )
+    try:
+        assert lan.links() != before
+        assert "daemon" in lan.root_run(["vmnet", "ls"]).stdout
+    finally:
+        os.kill(int(pidfile.read_text()), signal.SIGKILL)
+    assert eventually(lambda: lan.links() == before)
+    assert "daemon" not in lan.root_run(["vmnet", "ls"]).stdout
 
 
 def test_names_that_are_refused(world: World, lan: Lan) -> None:

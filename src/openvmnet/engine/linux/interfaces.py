@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 How = Literal["bridge", "macvtap"]
 
-MACVTAP_LIMIT = "over macvtap a VM and its own host do not hear each other, though both reach everyone else on the LAN"
+MACVTAP_LIMIT = "a VM there and this host do not hear each other"
+
+_USUAL_MTU = 1500  # octets; a guest that is told nothing takes it
 
 _SYSFS = "/sys/class/net"
 _SIOCGIWNAME = 0x8B01  # linux/wireless.h
@@ -44,7 +46,7 @@ class Interface(msgspec.Struct, frozen=True):
     """A link of the host.
 
     `how` is the way a VM is bridged to it, None where that cannot be; `reason` then says why. `needs` is what the
-    caller still lacks for it, one command or clause; None where it can be used as it is.
+    caller still lacks for it, one command or clause; None where it can be used as it is. `note` is what to expect.
     """
 
     name: str
@@ -110,20 +112,23 @@ def _interface(link: LinkInfo, by_index: dict[int, LinkInfo], *, wireless: bool,
     kind = _kind(link, wireless=wireless)
     reason = _refusal(link, by_index, wireless=wireless)
     how: How | None = None
-    needs = note = None
+    needs = None
+    notes = []
     if reason is None:
         how = "bridge" if link.kind == "bridge" else "macvtap"
         if how == "bridge":
             needs = None if privileged else bridge_helper.lacks(link.name)
             if link.settling:
-                note = f"spanning tree: a new port is silent for {link.settling:.0f} s"
+                notes.append(f"spanning tree: a new port is silent for {link.settling:.0f} s")
         else:
             needs = None if may_make_nodes() else "root"
-            note = MACVTAP_LIMIT
+            notes.append(MACVTAP_LIMIT)
+        if link.mtu < _USUAL_MTU:
+            notes.append(f"MTU {link.mtu}: tell the guest, by -device virtio-net-pci,host_mtu={link.mtu}")
     state: Literal["up", "no carrier", "down"] = "down"
     if link.up:
         state = "up" if link.carrier else "no carrier"
-    return Interface(link.name, kind, how, state, link.mac, link.mtu, needs, note, reason)
+    return Interface(link.name, kind, how, state, link.mac, link.mtu, needs, "; ".join(notes) or None, reason)
 
 
 def _kind(link: LinkInfo, *, wireless: bool) -> str:
