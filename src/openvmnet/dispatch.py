@@ -161,7 +161,8 @@ class Dispatcher:
         try:
             refused = source.callback() is False
         except BaseException:
-            log.exception("a callback for available packets failed; it is called again after the next read")
+            if source.live:  # else it met the end of its interface
+                log.exception("a callback for available packets failed; it is called again after the next read")
             refused = True
         if source.became_ready() or (source.read_here and not refused):
             return

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.contract.engines import Rig
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.kernel if name == "tap" else ()) for name in ENGINES])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.kernel if "tap" in name else ()) for name in ENGINES])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """One engine's wire, in a short path: it holds a unix socket."""
     with tempfile.TemporaryDirectory() as directory, ENGINES[request.param](Path(directory)) as made:

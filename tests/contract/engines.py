@@ -166,9 +166,12 @@ class TapRig:
     def link(self) -> Link:
         from openvmnet.engine.linux.tap import TapLink
 
-        (fd,) = self._namespace.request("bare-tap", name="vm1").fds
+        return TapLink(self._open("bare-tap"), PARAMETERS)
+
+    def _open(self, op: str) -> int:
+        (fd,) = self._namespace.request(op, name="vm1").fds
         self.ip("".join(f"link set vm{n} master br0 txqueuelen 20000 up\n" for n in (1, 2)))
-        return TapLink(fd, PARAMETERS)
+        return int(fd)
 
     def ip(self, text: str) -> None:
         done = self._namespace.request("run", argv=["ip", "-batch", "-"], input=text).values
@@ -193,13 +196,30 @@ class TapRig:
         os.close(self._far)
 
 
+class HeadedTapRig(TapRig):
+    """The near TAP has a virtio_net_hdr on each frame, as one that was opened for QEMU."""
+
+    def link(self) -> Link:
+        from openvmnet.engine.linux.tap import HeadedTapLink
+
+        return HeadedTapLink(self._open("tap"), PARAMETERS, os.open(os.devnull, os.O_RDONLY))
+
+
 @contextlib.contextmanager
 def memory(_: Path) -> Iterator[Rig]:
     yield MemoryRig()
 
 
+def tap(directory: Path) -> AbstractContextManager[Rig]:
+    return _taps(directory, TapRig)
+
+
+def headed_tap(directory: Path) -> AbstractContextManager[Rig]:
+    return _taps(directory, HeadedTapRig)
+
+
 @contextlib.contextmanager
-def tap(directory: Path) -> Iterator[Rig]:
+def _taps(directory: Path, kind: type[TapRig]) -> Iterator[Rig]:
     from openvmnet.engine.linux import namespace
 
     path = directory / "agent"
@@ -215,7 +235,7 @@ def tap(directory: Path) -> Iterator[Rig]:
             pytest.skip(str(error))
         os.close(probe)
         made.request("sysctl", values={"net.ipv6.conf.default.disable_ipv6": "1"})
-        rig = TapRig(made)
+        rig = kind(made)
         rig.ip("link add br0 type bridge mcast_snooping 0 forward_delay 0\nlink set br0 up\n")
         try:
             yield rig
@@ -276,4 +296,9 @@ def vmnet(_: Path) -> Iterator[Rig]:
         rig.control.set("vmnet_write", 0)
 
 
-ENGINES: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {"memory": memory, "tap": tap, "vmnet": vmnet}
+ENGINES: dict[str, Callable[[Path], AbstractContextManager[Rig]]] = {
+    "memory": memory,
+    "tap": tap,
+    "headed tap": headed_tap,
+    "vmnet": vmnet,
+}
