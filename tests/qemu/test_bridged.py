@@ -161,10 +161,12 @@ def test_two_vms_with_one_mac_on_a_nic_are_a_conflict(lan: Lan) -> None:
 
 
 def test_both_kinds_of_netdev_in_one_vm(lan: Lan) -> None:
+    before = lan.links()
     network = ["-netdev", "vmnet-shared,id=n1", "-device", "virtio-net-pci,netdev=n1"]
     with boot(lan, "vmnet-bridged,ifname=br0", "both", *network) as guest:
         assert guest.dhcp("eth0").server == GATEWAY
         assert guest.dhcp("eth1").server == "192.168.64.1"
+    assert eventually(lambda: lan.links() == before)  # the network's process, still there, has none of it
     lan.world.wait_gone()
 
 
@@ -226,8 +228,10 @@ class TestHelper:
         assert lan.links() == before
 
     def test_without_the_setuid_bit(self, world: World, lan: Lan) -> None:
-        Path("/etc/qemu/bridge.conf").write_text("allow br0\n")
         HELPER.chmod(0o755)
+        said = refused(world, "vmnet-bridged,ifname=br0")
+        assert f"sudo chmod u+s {HELPER} && sudo mkdir -p /etc/qemu && echo 'allow br0' | sudo tee -a" in said
+        Path("/etc/qemu/bridge.conf").write_text("allow br0\n")
         said = refused(world, "vmnet-bridged,ifname=br0")
         assert f"{HELPER} is not setuid root" in said
         assert f"let the helper do it: sudo chmod u+s {HELPER};" in said

@@ -90,6 +90,7 @@ def test_a_refusal_is_explained(helper: Path, rights: None, tmp_path: Path, offl
     (tmp_path / "bridge.conf").write_text("allow br1\n")
     said = bridge_helper._failure(str(helper), "br1", f"tun: {flags}")
     assert said.sentence == f"{helper} says: tun: {flags}"
+    (tmp_path / "bridge.conf").write_text("allow all\n")
     with pytest.raises(MissingFeature, match="it ended with 0 and gave no descriptor"):
         bridge_helper.open_tap("silent")
     assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -158,7 +158,7 @@ def with_capability() -> str:
 
 
 def _failure(helper: str, bridge: str, said: str) -> Obstacle:
-    found = rights()
+    found = obstacle(bridge)
     if found is None and "acl" in said:  # of a list that the caller cannot read, only the helper knows what it says
         found = _denied(bridge)
     if found is None:
