@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from openvmnet import doctor
 from openvmnet.doctor import Report
 from openvmnet.engine.linux import probe
+
+if TYPE_CHECKING:
+    from openvmnet.engine.finding import Finding
 
 NEEDS = [
     "kernel",
@@ -55,7 +59,7 @@ def inside(setup: str, *argv: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def found(setup: str) -> tuple[int, dict[str, probe.Finding]]:
+def found(setup: str) -> tuple[int, dict[str, Finding]]:
     code, out, err = inside(setup, "--json")
     assert out, err
     report = msgspec.json.decode(out, type=Report)

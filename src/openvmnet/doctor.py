@@ -1,6 +1,6 @@
 """What this host lacks for openvmnet, and the one command that mends each thing.
 
-The probes are the engine's own (`openvmnet.engine.linux.probe`); here they are put in the order in which one needs the
+The probes are the engine's own (`probe` of each); here they are put in the order in which one needs the
 other, so that the first thing missing is the first to mend.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from openvmnet.engine.linux import probe, probe_bridged
+from openvmnet import engine
+from openvmnet.engine.finding import Finding
 
 _INSIDE = (
     ("tap", "a guest's network card with offloads, and the uplink"),
@@ -23,13 +24,26 @@ class Report(msgspec.Struct, frozen=True):
     """Every finding; `healthy` is whether nothing that a network needs is missing."""
 
     healthy: bool
-    findings: list[probe.Finding]
+    findings: list[Finding]
 
 
 def examine() -> Report:
     """Try everything; takes about half a second, and leaves nothing behind."""
+    findings = _examine_mac() if engine.DARWIN else _examine_linux()
+    return Report(all(finding.state in _HEALTHY for finding in findings), findings)
+
+
+def _examine_mac() -> list[Finding]:
+    from openvmnet.engine.darwin import probe
+
+    return probe.examine()
+
+
+def _examine_linux() -> list[Finding]:
+    from openvmnet.engine.linux import probe, probe_bridged
+
     ip, nft, tun = probe.ip(), probe.nft(), probe.tun()
-    inside: list[probe.Finding] = []
+    inside: list[Finding] = []
     macvtap = probe_bridged.untried()
     refused: OSError | None = None
     try:
@@ -44,7 +58,7 @@ def examine() -> Report:
                 macvtap = probe_bridged.macvtap(sandbox)
     except OSError as error:
         refused = error
-    findings = [
+    return [
         probe.kernel(),
         probe.namespaces(refused),
         tun,
@@ -59,4 +73,3 @@ def examine() -> Report:
         probe_bridged.access_list(),
         macvtap,
     ]
-    return Report(all(finding.state in _HEALTHY for finding in findings), findings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from openvmnet.cli.interfaces import Report
+from openvmnet.cli.interfaces_linux import Report
 from openvmnet.cli.main import main
 from openvmnet.engine.linux import bridged_record, interfaces
 from openvmnet.engine.linux.bridged_record import BridgedPort
@@ -38,7 +38,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     head, loopback, bridge = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["IFNAME", "KIND", "STATE", "HOW", "MTU", "VMS", "REMARK"]
     assert loopback == ["lo", "loopback", "up", "-", "65536", "-", "is", "the", "loopback"]
-    assert " ".join(bridge) == "br0 bridge up bridge 1500 web needs sudo x; silent for 8 s"
+    assert " ".join(bridge) == "br0 bridge up bridge 1500 web first sudo x; silent for 8 s"
 
 
 def test_the_json(capsys: pytest.CaptureFixture[str]) -> None:

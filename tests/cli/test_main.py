@@ -22,7 +22,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for name in ("run", "ls", "show", "interfaces", "doctor"):
+    for name in ("run", "ls", "show", "interfaces", "doctor", "setup"):
         assert f"\n  {name} " in out
 
 

@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
+from openvmnet import engine
 from openvmnet.cli import render
 from openvmnet.cli.render import Column
-from openvmnet.engine.linux import bridged_record, interfaces
-from openvmnet.engine.linux.bridged_record import BridgedPort
-from openvmnet.engine.linux.interfaces import Interface
-
-_COLUMNS = (
-    Column("IFNAME"),
-    Column("KIND"),
-    Column("STATE"),
-    Column("HOW"),
-    Column("MTU", right=True),
-    Column("VMS"),
-    Column("REMARK"),
-)
-
-
-class Report(msgspec.Struct, frozen=True):
-    """Every link of the host, and the bridged ports of this user's VMs."""
-
-    interfaces: list[Interface]
-    ports: list[BridgedPort]
 
 
 @click.command("interfaces")
@@ -40,16 +20,23 @@ def command(as_json: bool) -> None:
     Over macvtap a VM and its own host do not hear each other, though both reach everyone else on the LAN: where they
     have to, put the NIC into a bridge and name that.
     """
-    report = Report(interfaces.inventory(), bridged_record.ports())
-    if as_json:
-        render.json(report)
+    if engine.DARWIN:
+        _of_a_mac(as_json=as_json)
         return
-    render.table(_COLUMNS, [_row(each, report.ports) for each in report.interfaces])
+    from openvmnet.cli import interfaces_linux
+
+    interfaces_linux.report(as_json=as_json)
 
 
-def _row(interface: Interface, ports: list[BridgedPort]) -> tuple[object, ...]:
-    vms = ", ".join(dict.fromkeys(port.vm for port in ports if port.ifname == interface.name))
-    remarks = [interface.reason, interface.needs and f"needs {interface.needs}", interface.note]
-    remark = "; ".join(each for each in remarks if each)
-    how = interface.how or ""
-    return interface.name, interface.kind, interface.state, how, interface.mtu, vms, remark
+def _of_a_mac(*, as_json: bool) -> None:
+    """On macOS vmnet itself says which, and nothing of why not the others."""
+    from openvmnet.engine.darwin.interface import shared_interfaces
+
+    names = shared_interfaces()
+    if as_json:
+        render.json({"interfaces": [{"name": name, "how": "vmnet"} for name in names], "ports": []})
+        return
+    if not names:
+        click.echo("vmnet names no interface that can be bridged to", err=True)
+        return
+    render.table((Column("IFNAME"), Column("HOW")), [(name, "vmnet") for name in names])

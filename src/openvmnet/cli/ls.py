@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from openvmnet import control
+from openvmnet import control, engine
 from openvmnet.cli import render
 from openvmnet.cli.render import Column
-from openvmnet.engine.linux import bridged_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from openvmnet.control import NetworkView
+    from openvmnet.engine.linux.bridged_record import BridgedPort
 
 _COLUMNS = (
     Column("NETWORK"),
@@ -44,11 +44,16 @@ def command(as_json: bool) -> None:
     A network whose process died is taken over, or its remains are removed; a note says so.
     Of bridged VMs, --json tells in vmnet interfaces.
     """
-    views = control.list_networks()
+    if engine.DARWIN:
+        from openvmnet.attach import relays
+
+        views = relays.networks()
+    else:
+        views = control.list_networks()
     if as_json:
         render.json(views)
         return
-    bridged = bridged_record.ports()
+    bridged = _bridged_ports()
     if not views and not bridged:
         click.echo("no network is running", err=True)
     if views:
@@ -63,6 +68,15 @@ def command(as_json: bool) -> None:
                 for port in bridged
             ],
         )
+
+
+def _bridged_ports() -> list[BridgedPort]:
+    """The VMs that are on no network of ours; on macOS these are networks like others."""
+    if engine.DARWIN:
+        return []
+    from openvmnet.engine.linux import bridged_record
+
+    return bridged_record.ports()
 
 
 def _networks(views: Sequence[NetworkView]) -> None:

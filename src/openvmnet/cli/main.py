@@ -16,7 +16,7 @@ import click
 from openvmnet import __version__
 from openvmnet.errors import VmnetError
 
-_COMMANDS = ("run", "ls", "show", "interfaces", "doctor")
+_COMMANDS = ("run", "ls", "show", "interfaces", "doctor", "setup")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _BROKEN_PIPE = 1  # what click gives when it meets the broken pipe first
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from openvmnet import control
+from openvmnet import control, engine
 from openvmnet.cli import render
 from openvmnet.cli.render import Column
 
@@ -39,15 +39,23 @@ def command(name: str, as_json: bool) -> None:
     RECEIVED and SENT are a VM's own: what came to it, and from it. LEASE is how long its address is still its own.
     Flows and counters of zero are left out; --json has them all.
     """
-    client = control.connect(name)
-    try:
-        view = client.show()
-    finally:
-        client.close()
+    view = _view(name)
     if as_json:
         render.json(view)
     else:
         _print(view)
+
+
+def _view(name: str) -> NetworkView:
+    if engine.DARWIN:
+        from openvmnet.attach import relays
+
+        return relays.network(name)
+    client = control.connect(name)
+    try:
+        return client.show()
+    finally:
+        client.close()
 
 
 def _print(view: NetworkView) -> None:

@@ -280,9 +280,7 @@ def test_a_batch_keeps_within_packets_and_octets(
 
 
 @pytest.mark.parametrize(("version", "packets"), [(1200, 3), (2600, 16)])
-def test_frames_of_64_kb(
-    macos: Callable[[int], tuple[Controls, Framework]], version: int, packets: int
-) -> None:
+def test_frames_of_64_kb(macos: Callable[[int], tuple[Controls, Framework]], version: int, packets: int) -> None:
     controls, framework = macos(version)
     line = Line(framework, controls, vmnet_enable_tso=True)
     assert line.relay.geometry[0] == packets

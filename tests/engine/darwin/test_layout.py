@@ -45,9 +45,8 @@ ADDED_SINCE_11 = {"vmnet_network_identifier", "vmnet_host_ip_address", "vmnet_en
 def test_structure_has_its_size_and_offsets(structure: type[ctypes.Structure]) -> None:
     size, fields = LAYOUTS[structure]
     assert ctypes.sizeof(structure) == size
-    assert {name: (getattr(structure, name).offset, getattr(structure, name).size) for name, _ in structure._fields_} == (
-        fields
-    )
+    found = {name: getattr(structure, name) for name, *_ in structure._fields_}
+    assert {name: (field.offset, field.size) for name, field in found.items()} == fields
 
 
 def test_modes_and_statuses_have_their_numbers() -> None:
@@ -98,7 +97,7 @@ def test_older_macos_says_which_feature_it_lacks(
 def test_a_library_that_is_not_there_is_a_sentence() -> None:
     with pytest.raises(MissingFeature, match="cannot be loaded"):
         Framework("/nowhere/vmnet.so")
-    with pytest.raises(MissingFeature, match="vmnet.framework"):
+    with pytest.raises(MissingFeature, match="vmnet"):
         Framework()  # this is no Mac
 
 

@@ -111,6 +111,10 @@ class Batch:
         self.iov_len[:count] = lengths
         self.vm_pkt_size[:count] = lengths
 
+    def octets(self, count: int) -> int:
+        """The first `count` packets' lengths together."""
+        return sum(self.iov_len[:count].tolist())
+
     def put(self, at: int, frame: bytes | bytearray | memoryview) -> None:
         """Lay `frame` into slot `at`; its length is the caller's to check."""
         length = len(frame)

@@ -61,12 +61,14 @@ _GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE, errn
 
 
 class Counters(msgspec.Struct):
-    """What went each way, down being to the VM; `full` is how often the VM was, in batches."""
+    """What went each way, down being to the VM (octets: dropped ones too); `full`: how often the VM was, in batches."""
 
     down_packets: int = 0
+    down_octets: int = 0
     down_batches: int = 0
     down_dropped: int = 0
     up_packets: int = 0
+    up_octets: int = 0
     up_batches: int = 0
     up_dropped: int = 0
     full: int = 0
@@ -184,6 +186,7 @@ class Relay:
             if self._pad:
                 batch.pad(got)
             sent = self._deliver(batch, got)
+            counters.down_octets += batch.octets(got)
             batch.renew(got)
             counters.down_packets += sent
             counters.down_batches += 1
@@ -258,6 +261,7 @@ class Relay:
                 continue
             batch.received(got)
             written = self._transmit(batch, got)
+            counters.up_octets += batch.octets(got)
             batch.renew(got)
             counters.up_packets += written
             counters.up_batches += 1

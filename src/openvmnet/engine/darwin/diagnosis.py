@@ -82,6 +82,15 @@ def causes(options: Options, mac: Mac, status: Status = Status.FAILURE) -> Itera
         )
 
 
+def about_subnets(options: Options, mac: Mac) -> Iterator[Cause]:
+    """Those of the causes that are about the host's other networks, and about what a crash left."""
+    links = mac.links()
+    for check in (_stale, _clash):
+        cause = check(options, mac, links)
+        if cause is not None:
+            yield cause
+
+
 def _permission(_options: Options, mac: Mac, _links: list[Link]) -> Cause | None:
     if entitlement.permitted(mac):
         return None

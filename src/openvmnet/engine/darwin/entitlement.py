@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shlex
 import shutil
 import subprocess
 import sys
@@ -177,8 +176,3 @@ def user_environment(uid: int, base: Mapping[str, str] | None = None) -> dict[st
     except KeyError:
         return kept
     return kept | {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
-
-
-def setup_text(target: Path) -> str:
-    """How a program of the user's own uses the copy."""
-    return f"{shlex.quote(str(target))} is signed with {ENTITLEMENT}; vmnet run uses it by itself"

@@ -70,20 +70,16 @@ class Network:
         self.mode = mode
         self.settings = settings
         self._pointer: int | None = None
-        configuration = self._create("vmnet_network_configuration_create", int(mode), timeout=timeout)
-        try:
-            self._configure(configuration)
-            self._pointer = self._create("vmnet_network_create", configuration, timeout=timeout)
-        finally:
-            framework.foundation.function("CFRelease")(configuration)
+        self._pointer = patience.within(timeout, "vmnet_network_create", self._build, discard=self._drop)
 
     @classmethod
     def of_serialization(cls, framework: Framework, mode: Mode, serialization: int) -> Network:
         """The network that an XPC object from `serialize` names, of this process or of one that sent it over XPC."""
         network = cls.__new__(cls)
         network._framework, network.mode, network.settings = framework, mode, Settings()
-        network._pointer = network._create(
-            "vmnet_network_create_with_serialization", serialization, timeout=patience.ASK
+        name = "vmnet_network_create_with_serialization"
+        network._pointer = patience.within(
+            patience.ASK, name, lambda: network._create(name, serialization), discard=network._drop
         )
         return network
 
@@ -122,13 +118,13 @@ class Network:
 
     def serialize(self) -> int:
         """An XPC object that names the network, to be sent over XPC; the caller's to release (xpc_release)."""
-        return self._create("vmnet_network_copy_serialization", self.pointer, timeout=patience.ASK)
+        return self._create("vmnet_network_copy_serialization", self.pointer)
 
     def release(self) -> None:
         """Give the network back; the second time does nothing."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
-            self._framework.foundation.function("CFRelease")(pointer)
+            self._drop(pointer)
 
     def __enter__(self) -> Self:
         return self
@@ -136,15 +132,22 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _create(self, name: str, argument: int, *, timeout: float) -> int:
+    def _drop(self, pointer: int) -> None:
+        self._framework.foundation.function("CFRelease")(pointer)
+
+    def _build(self) -> int:
+        """On a thread of its own: the configuration has to outlive the call, however long that takes."""
+        configuration = self._create("vmnet_network_configuration_create", int(self.mode))
+        try:
+            self._configure(configuration)
+            return self._create("vmnet_network_create", configuration)
+        finally:
+            self._drop(configuration)
+
+    def _create(self, name: str, argument: int) -> int:
         """Call a function that gives an object, or NULL and a status."""
         status = ctypes.c_uint32()
-
-        def call() -> int | None:
-            made: int | None = self._framework.call(name, argument, ctypes.addressof(status))
-            return made
-
-        made = patience.within(timeout, name, call)
+        made: int | None = self._framework.call(name, argument, ctypes.addressof(status))
         if not made:
             raise StartFailed(f"{name}: {Status.of(status.value).text}", status=Status.of(status.value))
         return made

@@ -31,23 +31,33 @@ class Late(HostError):
         )
 
 
-def within(seconds: float, what: str, call: Callable[[], _T]) -> _T:
-    """What `call()` gives or raises, on a thread of its own. Raises Late when it takes longer than `seconds`."""
+def within(seconds: float, what: str, call: Callable[[], _T], *, discard: Callable[[_T], object] | None = None) -> _T:
+    """What `call()` gives or raises, on a thread of its own. Raises Late when it takes longer than `seconds`.
+
+    What it gives after that goes to `discard`, on that thread.
+    """
     result: list[_T] = []
     raised: list[BaseException] = []
+    lock = threading.Lock()
     done = threading.Event()
+    late = False
 
     def run() -> None:
         try:
             result.append(call())
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             raised.append(error)
-        finally:
+        with lock:
             done.set()
+        if late and result and discard is not None:
+            discard(result[0])
 
     threading.Thread(target=run, name=what, daemon=True).start()
     if not done.wait(seconds):
-        raise Late(what, seconds)
+        with lock:
+            late = not done.is_set()
+        if late:
+            raise Late(what, seconds)
     if raised:
         raise raised[0]
     return result[0]

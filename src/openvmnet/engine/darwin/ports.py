@@ -19,7 +19,7 @@ import msgspec
 from openvmnet.engine.darwin import patience
 from openvmnet.engine.darwin.blocks import Block, Kind
 from openvmnet.engine.darwin.symbols import InAddr
-from openvmnet.errors import HostError, MissingFeature, OptionError
+from openvmnet.errors import HostError, MissingFeature, OptionError, VmnetError
 from openvmnet.status import Status
 
 if TYPE_CHECKING:
@@ -158,7 +158,13 @@ class Rules:
                 raise HostError(f"{name}: {status.text}", status=status)
             done.wait()
 
-        patience.within(patience.ASK, name, call)
+        try:
+            patience.within(patience.ASK, name, call)
+        except patience.Late:
+            raise  # the system may still call it
+        except VmnetError:
+            block.give_back()
+            raise
         block.give_back()
 
     def _details(self, family: int | None, rule: int) -> Forward:

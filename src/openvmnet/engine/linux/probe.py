@@ -25,12 +25,11 @@ import subprocess
 import tempfile
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import msgspec
-
+from openvmnet.engine.finding import Finding
 from openvmnet.engine.linux import agent, firewall, links, namespace
-from openvmnet.errors import MissingFeature, VmnetError
+from openvmnet.errors import VmnetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,22 +47,6 @@ _FEWEST_PAGES = 4096  # 16 MiB of pipe buffers: sixteen pipes in use at once
 _GATEWAY = IPv4Address("192.168.64.1")  # inside the sandbox only
 _NETWORK = IPv4Network("192.168.64.0/24")
 _TIMEOUT = 10.0  # s
-
-State = Literal["found", "degraded", "optional", "missing", "untested"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing the host needs: `detail` is what was found, `purpose` what it is for, `remedy` one command."""
-
-    name: str
-    state: State
-    detail: str
-    purpose: str
-    remedy: str | None = None
-
-    def error(self) -> MissingFeature:
-        """The finding as the engine's exception."""
-        return MissingFeature(f"{self.name}: {self.detail}", hint=self.remedy)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from openvmnet.engine.finding import Finding
 from openvmnet.engine.linux import bridge_helper, interfaces
-from openvmnet.engine.linux.probe import Finding
 from openvmnet.errors import VmnetError
 from openvmnet.kernel import linkinfo
 

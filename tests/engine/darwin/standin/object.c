@@ -71,7 +71,7 @@ long standin_objects(int kind) { return live[kind]; }
 /* Settings and counters: a small table each, under one lock. */
 #define MOST 64
 struct entry {
-  char name[40];
+  char name[64];
   long value;
 };
 static struct entry settings[MOST], counters[MOST];
