@@ -101,6 +101,13 @@ def test_an_interface_without_a_mac_may_use_any(world: World, neighbour: Guest) 
     program.end()
 
 
+def test_the_lease_of_an_interface_without_a_mac_is_shown(world: World, neighbour: Guest) -> None:
+    program = Program(world, "be a guest", start={"allocate_mac_address": False}, stay=1)
+    address = program.answer()["address"]
+    assert [port["address"] for port in show(world)["ports"] if port["mac"] == ""] == [address]
+    program.end()
+
+
 def test_an_isolated_interface_reaches_the_gateway_and_no_neighbour(world: World, neighbour: Guest) -> None:
     theirs = neighbour.lease.address
     options = "vmnet-shared,id=n0,isolated=on"

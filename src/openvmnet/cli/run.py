@@ -18,7 +18,7 @@ import click
 from openvmnet import control, engine
 from openvmnet.attach.command import plan, rewrite
 from openvmnet.errors import HostError, NotFound
-from openvmnet.netdev import Bridged, Host, Shared
+from openvmnet.netdev import Bridged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,7 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
         for netdev in planned.netdevs:
             if isinstance(netdev.options, Bridged):
                 continue
-            spec = _spec(base, netdev.options)
+            spec = control.Spec.of(netdev.options, base)
             if spec not in clients:
                 clients[spec] = control.open_network(spec, progress=_progress)
             reply, fd = clients[spec].plug(_request(planned, netdev))
@@ -130,22 +130,6 @@ def _forgo() -> None:
     from openvmnet.engine.linux.bridged import forgo_capability
 
     forgo_capability()
-
-
-def _spec(base: Spec, options: Shared | Host) -> Spec:
-    return control.Spec(
-        name=base.name,
-        mode="host" if isinstance(options, Host) else "shared",
-        start_address=options.start_address,
-        end_address=options.end_address,
-        subnet_mask=options.subnet_mask,
-        nat66_prefix=options.nat66_prefix if isinstance(options, Shared) else None,
-        net_uuid=options.uuid if isinstance(options, Host) else None,
-        mtu=options.mtu,
-        host_loopback=base.host_loopback,
-        force=base.force,
-        linger=base.linger,
-    )
 
 
 def _request(planned: Plan, netdev: PlannedNetdev) -> control.PlugRequest:

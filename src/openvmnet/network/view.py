@@ -12,6 +12,8 @@ from openvmnet.network.gateway import DOMAIN
 
 if TYPE_CHECKING:
     from openvmnet.network.life import Network
+    from openvmnet.network.port import Port
+    from openvmnet.service.leases import Lease
 
 
 async def view(network: Network) -> control.NetworkView:
@@ -47,12 +49,22 @@ async def view(network: Network) -> control.NetworkView:
     )
 
 
+def _lease(network: Network, port: Port) -> Lease | None:
+    """What the port's MAC has; where nobody knows that, what came through the port last."""
+    if network.gateway is None:
+        return None
+    leases = network.gateway.leases
+    if port.mac:
+        return leases.by_mac(port.packed_mac, port.mark)
+    return max((lease for lease in leases if lease.port == port.mark), key=lambda lease: lease.expires, default=None)
+
+
 def _ports(network: Network) -> list[control.PortView]:
     links = network.engine.links()
     neighbours = {one.mac: one.address for one in network.engine.neighbours()}
     views = []
     for port in network.ports.values():
-        lease = network.gateway.leases.by_mac(port.packed_mac, port.mark) if network.gateway else None
+        lease = _lease(network, port)
         link = links.get(port.link)
         views.append(
             control.PortView(
