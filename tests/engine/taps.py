@@ -30,12 +30,15 @@ SUBNET = Subnet(
     24,
 )
 CONFIG = NetworkConfig("engine", subnet=SUBNET)
+PREFIX = ipaddress.IPv6Network("fd00:a:b:c::/64")
+GATEWAY6, GATEWAY6_LOCAL = "fd00:a:b:c::1", "fe80::5800:ff:fe00:1"
+CONFIG6 = NetworkConfig("engine", subnet=SUBNET, prefix=PREFIX)
 _VNET_HEADER = bytes(10)  # struct virtio_net_hdr: no offload
 _MARKER = b"\x88\xb5the marker"  # an EtherType for experiments (IEEE 802)
 
 
 class TapGuest:
-    """A VM's end of a port: address 192.168.64.(number + 1)."""
+    """A VM's end of a port: addresses 192.168.64.(number + 1) and fd00:a:b:c::(number + 1)."""
 
     def __init__(self, number: int, link: str, fd: int) -> None:
         self.number = number
@@ -43,6 +46,8 @@ class TapGuest:
         self.fd = fd
         self.mac = f"52:54:00:00:00:{number:02x}"
         self.ip = f"192.168.64.{number + 1}"
+        self.ip6 = str(PREFIX[number + 1])
+        self.local6 = f"fe80::5054:ff:fe00:{number:x}"
 
     def send(self, frame: object) -> None:
         """Put a frame (bytes, or scapy's) on the wire."""
@@ -70,7 +75,8 @@ class TapGuest:
 class Net:
     """The engine with its namespace, driven step by step: `do()` runs a coroutine on its loop."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, config: NetworkConfig = CONFIG) -> None:
+        self.config = config
         self.path = directory / "agent.sock"
         self.agent = agent.fork(str(self.path))
         self.lane = Lane()
@@ -81,7 +87,7 @@ class Net:
         self.engine = self.do(self._up())
 
     async def _up(self) -> LinuxEngine:
-        engine = LinuxEngine(self.path, CONFIG, GATEWAY_MAC)
+        engine = LinuxEngine(self.path, self.config, GATEWAY_MAC)
         await engine.up({})
         engine.watch(self.lane, self.departed.append, lambda: self.gone.append(True))
         return engine
@@ -144,15 +150,17 @@ class Net:
         with contextlib.suppress(OSError):
             os.close(self.engine.tun)
         self.engine.listener.close()
+        if self.engine.listener6 is not None:
+            self.engine.listener6.close()
         self.engine.down()
         self.runner.close()
         os.waitpid(self.agent, 0)
 
 
 @contextlib.contextmanager
-def net(directory: Path) -> Iterator[Net]:
+def net(directory: Path, config: NetworkConfig = CONFIG) -> Iterator[Net]:
     """A `Net` in `directory`, ended at the end."""
-    made = Net(directory)
+    made = Net(directory, config)
     try:
         yield made
     finally:
