@@ -305,6 +305,24 @@ def test_an_ordinary_user_with_the_capability(world: World, lan: Lan) -> None:
     assert eventually(lambda: lan.links() == before)
 
 
+def test_root_hands_its_rights_off_and_needs_no_place_for_the_record(world: World, lan: Lan) -> None:
+    """As with sudo -E, whose runtime directory is the user's."""
+    macvtap_or_skip(lan)
+    before = lan.links()
+    argv = ["env", f"XDG_RUNTIME_DIR={world.runtime}", "vmnet", "run", "--"]
+    argv += [*qemu(*virtio("vmnet-bridged,ifname=nic0")), "-name", "sudo", "-runas", "60001:60001"]
+    (world.runtime / "openvmnet").mkdir(mode=0o700, exist_ok=True)
+    os.chown(world.runtime / "openvmnet", 60001, 60001)
+    with lan.root_guest(argv, name="sudo") as guest:
+        guest.wait_boot()
+        assert guest.dhcp().server == GATEWAY
+        assert "vmnet: vmnet ls does not list net0: " in guest.stderr()
+        status = Path(f"/proc/{guest.process.pid}/status").read_text()
+        assert "\nUid:\t60001\t60001\t60001\t60001\n" in status
+        guest.process.kill()
+        assert eventually(lambda: lan.links() == before)
+
+
 def test_a_vm_that_goes_to_the_background_keeps_its_port(world: World, lan: Lan) -> None:
     """QEMU's -daemonize: the process that was started ends, another has the descriptors."""
     macvtap_or_skip(lan)

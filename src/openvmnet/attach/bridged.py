@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from openvmnet.engine.linux import bridged, bridged_record
+from openvmnet.errors import HostError
 from openvmnet.netdev import stable_mac
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 class Plugged(NamedTuple):
     """The MAC that the NIC has to use, and two descriptors for the VM to inherit: its port, and the port's record.
 
-    Over a macvtap (`how`) the NIC hears no other MAC.
+    Over a macvtap (`how`) the NIC hears no other MAC. `record` is None where there is no place for it, and `unlisted`
+    says why: the VM runs without.
     """
 
     mac: str
     fd: int
-    record: int
+    record: int | None
     how: How
+    unlisted: str | None = None
 
 
 def plug(ifname: str, request: PlugRequest) -> Plugged:
@@ -45,6 +48,8 @@ def plug(ifname: str, request: PlugRequest) -> Plugged:
     )
     try:
         record = bridged_record.write(told, request.index)
+    except (OSError, HostError) as error:
+        return Plugged(mac, port.fd, None, port.how, str(error))
     except BaseException:
         os.close(port.fd)
         raise
