@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lab.netns import Namespace
     from lab.world import World
 
@@ -24,14 +26,23 @@ _MARK = 0x1000 + 900  # as the firewall marks the packets of port 900 and on
 class PluggedNetwork:
     """The product's network `name` in `world`, kept up by a held port; namespaces can be plugged into it."""
 
-    def __init__(self, world: World, name: str = "bench", *, ports: int = 1, options: str = "") -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str = "bench",
+        *,
+        ports: int = 1,
+        mode: str = "shared",
+        options: str = "",
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self._world = world
         # A shell that ignores its arguments holds the port; nothing else is needed of a VM here.
         program = ["sh", "-c", "exec sleep 100000", "sh"]
-        command = ["vmnet", "run", "--name", name, "--", *program]
+        command = ["vmnet", "run", "--name", name, *arguments, "--", *program]
         for number in range(ports):
-            command += ["-netdev", f"vmnet-shared,id=n{number}{options}"]
+            command += ["-netdev", f"vmnet-{mode},id=n{number}{options}"]
         self._holder = world.product(command, stdin=subprocess.DEVNULL)
         self.record = self._await_record(ports)
         self.inside = self._attach()
@@ -85,6 +96,10 @@ class PluggedNetwork:
         mtu = self._config.get("mtu", 1500)
         guest.batch(f"link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {self._tag}")
         self.inside_batch(f"link set {port} master vmnet0 txqueuelen 20000 up")
+        if self._config["subnet"] is None:  # the guests' own business
+            self.nft(f'add element bridge vmnet marks {{ "{port}" : {_MARK + number} }}')
+            guest.batch("link set eth0 up")
+            return guest
         prefix, _, last = self.gateway.rpartition(".")
         guest.batch(f"addr add {prefix}.{int(last) + 200 + number}/24 dev eth0", "link set eth0 up")
         guest.batch(f"route add default via {self.gateway}")

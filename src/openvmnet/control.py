@@ -321,7 +321,7 @@ def _refuse_other(spec: Spec, config: NetworkConfig) -> None:
 def _default_name(spec: Spec) -> str:
     """Two commands with the same addresses or UUID, or none, mean one network: the name follows from them."""
     if spec.net_uuid is not None:
-        return f"{spec.mode}-{spec.net_uuid}"
+        return spec.net_uuid.replace("-", "")  # 32 characters, as many as a name may have
     wanted = Subnet.from_options(spec.start_address, spec.end_address, spec.subnet_mask)
     if wanted is None:
         return spec.mode

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from openvmnet.uplink import icmp
 from openvmnet.uplink.family import IPV6
+from openvmnet.uplink.hostside import HostSide
 from openvmnet.uplink.slowpath import SlowPath
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
@@ -46,6 +47,10 @@ class Outside:
                 ip.UDP: self.udp.serve6(engine.transparent6),
                 ip6.ICMP: self.icmp6,
             }
+        gateways = [subnet.gateway.packed, *([engine.prefix[1].packed] if engine.prefix is not None else [])]
+        host = HostSide(gateways, outside=config.outside, loopback=config.host_loopback)
+        self.tcp.destination = self.udp.destination = host.destination
+        self.tcp.second = host.second
         self._uplinks = (self.tcp, self.udp, self.icmp, self.icmp6)
 
     def start(self) -> None:

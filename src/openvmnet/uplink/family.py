@@ -104,6 +104,11 @@ def of(address: bytes) -> Family:
     return IPV4 if len(address) == 4 else IPV6
 
 
+def nowhere(_: bytes, __: int) -> bytes | None:
+    """No address at all."""
+    return None
+
+
 def itself(address: bytes, _: int) -> bytes | None:
     """Where a guest's destination, an address and a port, is to be found: there."""
     return address

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
 from openvmnet.notice import Notice
-from openvmnet.uplink.family import IPV4, IPV6, Family, itself
+from openvmnet.uplink.family import IPV4, IPV6, Family, itself, nowhere
 from openvmnet.uplink.pipes import PipePool
 from openvmnet.uplink.pump import EVENTS, Flow
 from openvmnet.wire import ip
@@ -62,11 +62,12 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("accepted", "connected", "deadline", "door", "fd", "header", "key", "owner", "packet", "seen")
+    __slots__ = ("accepted", "connected", "deadline", "door", "fd", "header", "key", "last", "owner", "packet", "seen")
 
-    def __init__(self, door: Door, key: bytes, packet: bytes, header: ip.Header, fd: int, owner: int) -> None:
+    def __init__(self, door: Door, key: bytes, packet: bytes, header: ip.Header, fd: int, last: bool) -> None:
         self.door = door
-        self.owner = owner
+        self.owner = header.identification
+        self.last = last  # the destination has no other place to look at
         self.key = key
         self.packet = packet
         self.header = header
@@ -118,6 +119,8 @@ class TcpUplink:
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
         # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
         self.destination: Callable[[bytes, int], bytes | None] = itself
+        # Where else, when nobody listens there.
+        self.second: Callable[[bytes, int], bytes | None] = nowhere
         self._full = Notice(log)
         self._doors = [Door(self, IPV4, listener, error_source)]
         self.open = self._doors[0].open
@@ -264,20 +267,25 @@ class Door:
         if target is None:
             self._answer(packet, header, errno.ECONNREFUSED)
             return
+        self._connect(key, packet, header, target, last=False)
+
+    def _connect(self, key: bytes, packet: bytes, header: ip.Header, target: bytes, *, last: bool) -> None:
+        """Ask at `target`, an address of the host's side, for the guest whose SYN this is."""
+        tcp = self._tcp
         try:
             fd = self._sockets.tcp()
         except OSError as error:
             if error.errno in self._family.unreachable:
                 self._answer(packet, header, error.errno or 0)
             else:
-                tcp.drop(self._family.text(header.src), owner, error)
+                tcp.drop(self._family.text(header.src), header.identification, error)
             return
+        opening = Opening(self, key, packet, header, fd, last)
         result = self._sockets.connect(fd, key[-2:] + target)
         if result not in (0, errno.EINPROGRESS):
             os.close(fd)
-            self._answer(packet, header, result)
+            self._refused(opening, result)
             return
-        opening = Opening(self, key, packet, header, fd, owner)
         tcp.add(opening)
         self._lane.watch(fd, EVENTS, opening.on_event)
 
@@ -294,7 +302,17 @@ class Door:
         self._lane.dropped(opening.fd)
         os.close(opening.fd)
         opening.fd = -1
-        self._answer(opening.packet, opening.header, error)
+        self._refused(opening, error)
+
+    def _refused(self, opening: Opening, error: int) -> None:
+        """Look at the second place, or let the guest know."""
+        key, packet, header = opening.key, opening.packet, opening.header
+        if error in _RESET and not opening.last:
+            target = self._tcp.second(header.dst, int.from_bytes(key[-2:], "big"))
+            if target is not None:
+                self._connect(key, packet, header, target, last=True)
+                return
+        self._answer(packet, header, error)
 
     def forget(self, opening: Opening) -> None:
         """An opening ends."""

@@ -21,7 +21,7 @@ from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
 from openvmnet.kernel.sockets import IP_TRANSPARENT
-from openvmnet.kernel.sockets6 import IPV6_TRANSPARENT
+from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE, IPV6_TRANSPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,30 +68,11 @@ class LinuxEngine:
         await self.namespace.ask("sysctl", values=links.SYSCTLS)
         await self._prepare6()
         if BRIDGE not in present:
-            subnet = self.subnet
-            text = links.bridge(subnet.gateway, subnet.network.prefixlen, self.mac, self.config.mtu)
-            await self.namespace.run(["ip", "-batch", "-"], text)
-            if self.prefix is not None:
-                await self.namespace.ask("sysctl", values=links.BRIDGE_SYSCTLS6)
-                await self.namespace.run(["ip", "-6", "-batch", "-"], links.bridge6(self.prefix, self.mac))
+            await self._make_bridge()
         self.adopted = [name for name in present if _is_port(name)]
-        self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
-        await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
-        if self.prefix is not None:
-            await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS6)
-        await self.namespace.run(["ip", "-batch", "-"], links.uplink(ip6=self.prefix is not None))
-        self.listener = self._transparent_listener(socket.AF_INET, (socket.SOL_IP, IP_TRANSPARENT, 1), "127.0.0.1")
-        if self.prefix is not None:
-            option = (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            self.listener6 = self._transparent_listener(socket.AF_INET6, option, "::1")
-        rules = firewall.ruleset(
-            self.subnet.gateway,
-            self.subnet.network,
-            self.mac,
-            self.listener.getsockname()[1],
-            prefix=self.prefix,
-            listener6=self.listener6.getsockname()[1] if self.listener6 else 0,
-        )
+        if self.config.subnet is not None:
+            await self._make_uplink()
+        rules = self._rules()
         for link in self.adopted:
             self._isolated[link] = isolated.get(link, True)
             rules += self._add_port(link)
@@ -101,6 +82,41 @@ class LinuxEngine:
         self._netlink.settimeout(1.0)
         (self._events,) = self.namespace.sockets(
             socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE, bind=(0, netlink.GROUP_LINK)
+        )
+
+    async def _make_bridge(self) -> None:
+        """The bridge, with the gateway's addresses where it has any."""
+        await self.namespace.run(["ip", "-batch", "-"], links.bridge(self.mac, self.config.mtu))
+        if self.config.subnet is not None:
+            await self.namespace.run(["ip", "-batch", "-"], links.gateway(self.subnet.gateway, self.subnet.prefixlen))
+        if self.prefix is not None:
+            await self.namespace.ask("sysctl", values=links.BRIDGE_SYSCTLS6)
+            await self.namespace.run(["ip", "-6", "-batch", "-"], links.gateway6(self.prefix, self.mac))
+
+    async def _make_uplink(self) -> None:
+        """The way to Python: the TUN, and the listeners that take what comes back from it."""
+        self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
+        await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
+        if self.prefix is not None:
+            await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS6)
+        await self.namespace.run(["ip", "-batch", "-"], links.uplink(ip6=self.prefix is not None))
+        self.listener = self._transparent_listener(socket.AF_INET, (socket.SOL_IP, IP_TRANSPARENT, 1), "127.0.0.1")
+        if self.prefix is not None:
+            option = (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+            self.listener6 = self._transparent_listener(socket.AF_INET6, option, "::1")
+
+    def _rules(self) -> str:
+        """The firewall without its ports."""
+        subnet = self.config.subnet
+        return firewall.ruleset(
+            None if subnet is None else subnet.gateway,
+            None if subnet is None else subnet.network,
+            self.mac,
+            self.listener.getsockname()[1] if subnet else 0,
+            prefix=self.prefix,
+            listener6=self.listener6.getsockname()[1] if self.listener6 else 0,
+            outside=self.config.outside,
+            gateway_services=True,
         )
 
     @property
@@ -192,20 +208,21 @@ class LinuxEngine:
 
     def transparent(self) -> int:
         """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""
-        return self._one_of(self._pool, socket.AF_INET, (socket.SOL_IP, IP_TRANSPARENT, 1))
+        return self._one_of(self._pool, socket.AF_INET, [(socket.SOL_IP, IP_TRANSPARENT, 1)])
 
     def transparent6(self) -> int:
-        """The same for IPv6."""
-        return self._one_of(self._pool6, socket.AF_INET6, (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1))
+        """The same for IPv6; it tells of fragments."""
+        options = [(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1), (socket.IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 1)]
+        return self._one_of(self._pool6, socket.AF_INET6, options)
 
-    def _one_of(self, pool: list[int], family: int, transparent: tuple[int, int, int | str]) -> int:
+    def _one_of(self, pool: list[int], family: int, options: list[tuple[int, int, int]]) -> int:
         if not pool:
-            options = [
-                transparent,
+            every: list[tuple[int, int, int | str]] = [
+                *options,
                 (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
                 (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
             ]
-            made = self.namespace.sockets(family, socket.SOCK_DGRAM, count=_POOL, options=options)
+            made = self.namespace.sockets(family, socket.SOCK_DGRAM, count=_POOL, options=every)
             pool += [sock.detach() for sock in made]
         return pool.pop()
 

@@ -10,7 +10,8 @@ defragmentation:
 - TCP and UDP with a flow's socket, and ICMP errors about flows: mark TO_SOCKET, delivered here although the address is
   elsewhere (TCP's are the bulk, so they come first: what they belong to was let through when it opened); TCP without a
   socket, though it opens nothing, goes to Python too, which writes it back;
-- TCP that Python writes to `up0`: TPROXY to the pump's listener, or the flow's own socket;
+- a guest's TCP that Python writes to `up0`: TPROXY to the pump's listener, or the flow's own socket; a RST in the
+  gateway's name goes on to the guest;
 - what is never forwarded (NEVER, NEVER6) is refused with ICMP and counted; so are other protocols.
 
 Where the gateway's address is the host (`gateway_services`), TCP and UDP to its other ports are treated as to the
@@ -84,7 +85,7 @@ def table4(gateway: IPv4Address, network: IPv4Network, listener: int, *, outside
         refuse="ip daddr { 224.0.0.0/4, 240.0.0.0/4 } counter name refused drop\n"
         "    counter name refused reject with icmp type net-prohibited",
     )
-    return _table(terms, str(network), listener, outside=outside)
+    return _table(terms, str(network), str(gateway), listener, outside=outside)
 
 
 def table6(local: IPv6Address, prefix: IPv6Network, listener: int, *, outside: bool, services: bool) -> str:
@@ -106,7 +107,7 @@ def table6(local: IPv6Address, prefix: IPv6Network, listener: int, *, outside: b
         no_protocol="icmpv6 type admin-prohibited",
         refuse="counter name refused reject with icmpv6 type no-route",
     )
-    return _table(terms, str(prefix), listener, outside=outside)
+    return _table(terms, str(prefix), str(gateway), listener, outside=outside)
 
 
 def empty4() -> str:
@@ -129,7 +130,7 @@ def _sets(number: str) -> str:
 """
 
 
-def _table(terms: _Terms, network: str, listener: int, *, outside: bool) -> str:
+def _table(terms: _Terms, network: str, gateway: str, listener: int, *, outside: bool) -> str:
     name = terms.family
     intercept = f"tproxy to {terms.loopback}:{listener} meta mark set {TO_SOCKET} accept"
     return f"""
@@ -138,7 +139,7 @@ delete table {name} vmnet
 table {name} vmnet {{
 {_sets(terms.number)}  chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
-    iifname "{UPLINK}" {name} saddr {network} meta l4proto tcp {intercept}
+    iifname "{UPLINK}" {name} saddr {network} {name} saddr != {gateway} meta l4proto tcp {intercept}
     iifname != "{BRIDGE}" accept
     meta l4proto tcp tcp flags & {_FLAGS} != syn socket transparent 1 meta mark set {TO_SOCKET} accept
     udp dport {terms.dhcp} jump dhcp

@@ -63,21 +63,33 @@ UPLINK_SYSCTLS6 = {f"net.ipv6.conf.{UPLINK}.addr_gen_mode": "1", f"net.ipv6.conf
 UPLINK_SYSCTLS = {f"net.ipv4.conf.{UPLINK}.accept_local": "1"}
 
 
-def bridge(gateway: IPv4Address, prefixlen: int, mac: str, mtu: int) -> str:
-    """The bridge with the gateway's address, and where marked packets go."""
+def bridge(mac: str, mtu: int) -> str:
+    """The bridge, without an address."""
     return f"""\
 link set lo up
 link add name {BRIDGE} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0
 link set {BRIDGE} mtu {mtu}
-addr add {gateway}/{prefixlen} brd + dev {BRIDGE}
 link set {BRIDGE} up
-rule add fwmark {TO_SOCKET} lookup {_SOCKET_TABLE}
-rule add fwmark {TO_PYTHON} lookup {_PYTHON_TABLE}
-route add local 0.0.0.0/0 dev lo table {_SOCKET_TABLE}
 """
 
 
-def bridge6(prefix: IPv6Network, mac: str) -> str:
+def gateway(address: IPv4Address, prefixlen: int) -> str:
+    """The gateway's address, and where marked packets go."""
+    return f"addr add {address}/{prefixlen} brd + dev {BRIDGE}\n" + _marked("0.0.0.0/0")
+
+
+def _marked(everything: str) -> str:
+    """Marks come before what is local: a port of the gateway that nobody serves here goes to Python all the same."""
+    return f"""\
+rule add pref 10 fwmark {TO_SOCKET} lookup {_SOCKET_TABLE}
+rule add pref 11 fwmark {TO_PYTHON} lookup {_PYTHON_TABLE}
+rule add pref 12 lookup local
+rule del pref 0
+route add local {everything} dev lo table {_SOCKET_TABLE}
+"""
+
+
+def gateway6(prefix: IPv6Network, mac: str) -> str:
     """The gateway's IPv6 addresses, usable at once (no duplicate address detection), and where marked packets go.
 
     They are the bridge's alone by the firewall, so nobody has to be asked. The batch is for `ip -6`.
@@ -85,10 +97,7 @@ def bridge6(prefix: IPv6Network, mac: str) -> str:
     return f"""\
 addr replace {link_local(mac)}/64 dev {BRIDGE} nodad
 addr replace {prefix[1]}/64 dev {BRIDGE} nodad
-rule add fwmark {TO_SOCKET} lookup {_SOCKET_TABLE}
-rule add fwmark {TO_PYTHON} lookup {_PYTHON_TABLE}
-route add local ::/0 dev lo table {_SOCKET_TABLE}
-"""
+""" + _marked("::/0")
 
 
 def uplink(*, ip6: bool = False) -> str:

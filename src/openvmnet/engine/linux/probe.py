@@ -141,7 +141,8 @@ def bridge(inside: Namespace) -> Finding:
     fds: list[int] = []
     try:
         fds += inside.request("tap", name="vm1").fds
-        made = links.bridge(_GATEWAY, 24, "5a:00:00:00:00:01", 1500) + links.port("vm1", 1500, isolated=True)
+        made = links.bridge("5a:00:00:00:00:01", 1500) + links.gateway(_GATEWAY, 24)
+        made += links.port("vm1", 1500, isolated=True)
         refused = _refused(inside, ["ip", "-batch", "-"], made)
     except VmnetError as error:
         refused = error.message
