@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,19 +37,30 @@ _GRACE = 5.0  # s more than the relay's own time-outs
 _LONGEST = 1 << 20  # octets of a report
 
 
-class Port(msgspec.Struct, frozen=True):
-    """A started relay: the descriptors that the VM inherits, the relay's pid, and what vmnet answered."""
+@dataclass(frozen=True)
+class Port:
+    """A started relay: the descriptors that the VM inherits, the relay's process, and what vmnet answered."""
 
     vm_fd: int
     life_fd: int
-    pid: int
+    process: subprocess.Popen[bytes]
     parameters: dict[str, str | int]
 
+    @property
+    def pid(self) -> int:
+        """The relay's."""
+        return self.process.pid
+
     def close(self) -> None:
-        """Give it back without a VM: the relay ends."""
+        """Give it back without a VM: the relay ends, and is waited for."""
         for fd in (self.vm_fd, self.life_fd):
             with contextlib.suppress(OSError):
                 os.close(fd)
+        try:
+            self.process.wait(patience.STOP + _GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def start(
@@ -87,6 +99,7 @@ def start(
         user=entitlement.sudo_user() if os.geteuid() == 0 else None,
         forwards=tuple(forwards),
     )
+    process: subprocess.Popen[bytes] | None = None
     try:
         with ours:
             process = _spawn([*command, msgspec.json.encode(spec).decode()], environment, spec)
@@ -99,10 +112,12 @@ def start(
         for fd in (life_read, life_write, report_write):
             if fd >= 0:
                 os.close(fd)
+        if process is not None:
+            process.wait()
         raise
     finally:
         os.close(report_read)
-    return Port(theirs.detach(), life_write, process.pid, parameters)
+    return Port(theirs.detach(), life_write, process, parameters)
 
 
 def _spawn(argv: list[str], environment: dict[str, str], spec: Spec) -> subprocess.Popen[bytes]:

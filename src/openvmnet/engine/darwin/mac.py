@@ -79,7 +79,7 @@ class Mac:
             return {}
         try:
             value = plistlib.loads(content)
-        except (ValueError, TypeError, plistlib.InvalidFileException, OverflowError):
+        except Exception:  # noqa: BLE001 - plistlib raises whatever its parsers do
             return {}
         return value if isinstance(value, dict) else {}
 
