@@ -91,6 +91,7 @@ class Dispatcher:
             if not source.live:
                 return
             source.live = False
+            source.callback = _nobody  # the thread may keep the source until its next event, but not the consumer
             self._sources.discard(source)
             if self._selector is not None and not source.parked:
                 self._selector.unregister(source.fd)
@@ -173,6 +174,10 @@ class Dispatcher:
                     source.parked = False
                 else:
                     self._selector.unregister(source.fd)
+
+
+def _nobody() -> None:
+    return
 
 
 dispatcher = Dispatcher()

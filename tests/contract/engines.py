@@ -169,7 +169,14 @@ class TapRig:
         return TapLink(self._open("bare-tap"), PARAMETERS)
 
     def _open(self, op: str) -> int:
-        (fd,) = self._namespace.request(op, name="vm1").fds
+        deadline = time.monotonic() + 2
+        while True:  # a callback that runs may hold the interface before for a moment
+            try:
+                (fd,) = self._namespace.request(op, name="vm1").fds
+                break
+            except HostError:
+                if time.monotonic() > deadline:
+                    raise
         self.ip("".join(f"link set vm{n} master br0 txqueuelen 20000 up\n" for n in (1, 2)))
         return int(fd)
 

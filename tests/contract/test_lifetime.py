@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +122,21 @@ def test_nothing_is_left_of_interfaces_that_were_stopped_or_forgotten(rig: Rig) 
     gc.collect()
     assert until(lambda: files() == before), (files(), before)
     assert "openvmnet events" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_forgotten_interface_is_collected_though_it_had_a_callback() -> None:
+    link = MemoryLink()
+    interface = Interface(link)
+    interface.on_packets_available(interface.read)
+    link.put([frame(0)])
+    assert until(lambda: link.batches)
+    other = Interface(MemoryLink())  # keeps the thread, which waits with the first one's event in its hands
+    other.on_packets_available(other.read)
+    interface.on_packets_available(None)
+    gone = weakref.ref(interface)
+    del interface
+    assert until(lambda: gc.collect() >= 0 and gone() is None)
+    other.stop()
 
 
 def test_a_callback_keeps_its_interface() -> None:
