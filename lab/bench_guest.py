@@ -19,6 +19,11 @@ from lab.world import IPERF_PORTS, SERVER, World
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OFFLOADS = (
+    *("csum", "gso", "host_tso4", "host_tso6", "host_ecn", "host_ufo"),
+    *("guest_csum", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo"),
+)
+
 
 @row("qemu-up", "QEMU guest, TCP, 1 stream, up", unit="Gbit/s", aims={"-netdev user": 4, "passt": 1})
 def _up(bench: Bench) -> Iterator[dict[str, Sampler]]:
@@ -28,6 +33,37 @@ def _up(bench: Bench) -> Iterator[dict[str, Sampler]]:
 @row("qemu-down", "QEMU guest, TCP, 1 stream, down", unit="Gbit/s", aims={"-netdev user": 4, "passt": 1})
 def _down(bench: Bench) -> Iterator[dict[str, Sampler]]:
     yield _samplers(bench, "-R")
+
+
+@row("mtu-up", "QEMU guest without offloads, TCP up, MTU 65,520", unit="Gbit/s", aims={"MTU 1,500": 3})
+def _mtu_up(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _by_mtu(bench)
+
+
+@row("mtu-down", "QEMU guest without offloads, TCP down, MTU 65,520", unit="Gbit/s", aims={"MTU 1,500": 3})
+def _mtu_down(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _by_mtu(bench, "-R")
+
+
+def _by_mtu(bench: Bench, *options: str) -> dict[str, Sampler]:
+    def sampler(mtu: int) -> Sampler:
+        name = f"mtu{mtu}"
+        return lambda: _iperf(bench.once(name, lambda: _plain(bench.world, name, mtu)), bench.seconds, *options)
+
+    return {OURS: sampler(65520), "MTU 1,500": sampler(1500)}
+
+
+@contextlib.contextmanager
+def _plain(world: World, name: str, mtu: int) -> Iterator[Guest]:
+    """A guest whose NIC has neither checksum nor segmentation offload: each frame is the guest's own work."""
+    off = "".join(f",{feature}=off" for feature in _OFFLOADS)
+    netdev, nic = virtio(f"vmnet-shared,mtu={mtu}")[1::2]
+    argv = ["vmnet", "run", "--name", name, "--", *qemu("-netdev", netdev, "-device", nic + off)]
+    with world.guest(argv, name=name) as guest:
+        guest.wait_boot()
+        guest.run(f"echo {world.congestion} >/proc/sys/net/ipv4/tcp_congestion_control")
+        guest.dhcp()
+        yield guest
 
 
 def _samplers(bench: Bench, *options: str) -> dict[str, Sampler]:
