@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class Plugged(NamedTuple):
     """The MAC that the NIC has to use, and two descriptors for the VM to inherit: its port, and the port's record.
 
-    Over a macvtap (`how`) the NIC hears no other MAC. `record` is None where there is no place for it, and `unlisted`
-    says why: the VM runs without.
+    Over a macvtap (`how`) the NIC hears no other MAC. Where there is no place for a record, `record` stands for none
+    and `unlisted` says why: the VM runs without.
     """
 
     mac: str
     fd: int
-    record: int | None
+    record: int
     how: How
     unlisted: str | None = None
 
@@ -49,7 +49,8 @@ def plug(ifname: str, request: PlugRequest) -> Plugged:
     try:
         record = bridged_record.write(told, request.index)
     except (OSError, HostError) as error:
-        return Plugged(mac, port.fd, None, port.how, str(error))
+        nowhere = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return Plugged(mac, port.fd, nowhere, port.how, str(error))
     except BaseException:
         os.close(port.fd)
         raise

@@ -96,7 +96,7 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
             if isinstance(netdev.options, Bridged):
                 plugged = _bridge(netdev.options, _request(planned, netdev))
                 ports[netdev.index] = plugged.mac, plugged.fd
-                kept += [] if plugged.record is None else [plugged.record]
+                kept.append(plugged.record)
                 if plugged.unlisted:
                     _progress(f"vmnet ls does not list {netdev.name}: {plugged.unlisted}")
                 if plugged.how == "macvtap" and netdev.mac is None and netdev.mac_position is None:
