@@ -150,6 +150,9 @@ def _failure(options: Any, name: str | None) -> list[Any]:
 
 
 def main(asked: dict[str, Any]) -> None:
+    if asked["do"] == "interfaces":
+        print(json.dumps({"interfaces": openvmnet.interfaces()}))
+        return
     if asked["do"] == "fail":
         fail()
         return

@@ -58,6 +58,12 @@ def test_a_program_on_a_nic(lan: Lan) -> None:
     guest_of(lan, "nic0")
 
 
+def test_the_interfaces_are_those_that_can_be_bridged(lan: Lan) -> None:
+    found = run(lan, do="interfaces")["interfaces"]
+    assert {"br0", "nic0"} <= set(found)
+    assert not {"lo", "trunk0"} & set(found)  # trunk0 is the bridge's already
+
+
 def test_in_a_bridge_any_mac_may_be_used_and_on_a_nic_one_has_to_be_known(lan: Lan) -> None:
     start = {"allocate_mac_address": False}
     found = run(lan, do="be a guest", options="vmnet-bridged,id=n0,ifname=br0", start=start, ping=[GATEWAY])
