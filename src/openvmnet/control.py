@@ -122,6 +122,7 @@ class PortView(msgspec.Struct, frozen=True):
     tx_packets: int
     dropped: int
     pid: int
+    addresses6: list[str] = []
 
 
 class NetworkView(msgspec.Struct, frozen=True):

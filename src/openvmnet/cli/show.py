@@ -82,6 +82,9 @@ def _print(view: NetworkView) -> None:
     click.echo()
     if view.ports:
         render.table(_COLUMNS, [_row(port) for port in view.ports])
+        for port in view.ports:
+            if port.addresses6:
+                click.echo(f"{port.port} over IPv6: {', '.join(port.addresses6)}")
     else:
         click.echo("no VM is plugged in")
 

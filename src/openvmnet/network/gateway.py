@@ -1,10 +1,11 @@
-"""What answers at the gateway of a network: DHCP and DNS, as one part with one life."""
+"""What answers at the gateway of a network: DHCP, DNS and, over IPv6, the router, as one part with one life."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from openvmnet import state
+from openvmnet.network.gateway6 import Gateway6
 from openvmnet.service.dhcp import DhcpConfig, DhcpServer
 from openvmnet.service.dhcp_socket import DhcpService
 from openvmnet.service.dns import DnsService
@@ -30,6 +31,8 @@ class Gateway:
         self, lane: Lane, engine: LinuxEngine, config: NetworkConfig, subnet: Subnet, ports: Iterable[Port]
     ) -> None:
         self._closers: list[Callable[[], object]] = []
+        self.six: Gateway6 | None = None  # where the network has IPv6
+        ports = list(ports)
         live = {port.mark for port in ports}
         self.leases = LeaseBook(state.remembered(config.name) / "leases.json", live_ports=live)
         self.dhcp = DhcpServer(
@@ -53,16 +56,21 @@ class Gateway:
             service = DhcpService(lane, udp, raw, arp, self.dhcp)
             service.start()
             self._closers.append(service.close)
+            if engine.prefix is not None:
+                self.six = Gateway6(lane, engine, config, engine.prefix, self.leases, ports, domain=DOMAIN)
+                self._closers.append(self.six.close)
             zone = Zone(
                 domain=DOMAIN,
                 subnet=subnet.network,
                 gateway=subnet.gateway,
                 forward=self.leases.by_name,
                 reverse=self.leases.name_of,
-                generation=self.leases.generation,
+                generation=self.six.generation if self.six else self.leases.generation,
+                ip6=self.six.names if self.six else None,
             )
             udp, tcp = engine.dns_sockets()
-            self.dns = DnsService(lane, udp, tcp, zone=zone, forwards=config.outside)
+            sockets6 = engine.dns_sockets6(engine.prefix[1]) if engine.prefix is not None else None
+            self.dns = DnsService(lane, udp, tcp, zone=zone, forwards=config.outside, sockets6=sockets6)
             self.dns.start()
             self._closers.append(self.dns.close)
         except BaseException:
@@ -72,6 +80,8 @@ class Gateway:
     def port_added(self, port: Port) -> None:
         """A port is there."""
         self.dhcp.port_added(port.mark)
+        if self.six is not None:
+            self.six.port_added(port)
 
     def port_gone(self, port: Port) -> set[str]:
         """A port is gone; the addresses that its guest had by lease, its own MAC's and those of guests in it."""
@@ -79,7 +89,19 @@ class Gateway:
         addresses = {str(lease.ip) for lease in self.leases if lease.port == port.mark or lease.mac == mac}
         self.leases.release_mac(mac)
         self.dhcp.port_gone(port.mark)
+        if self.six is not None:
+            addresses |= self.six.port_gone(port)
         return addresses
+
+    def moves(self) -> int:
+        """A number that changes with each address that came into or out of use."""
+        return self.leases.moves + (self.six.leases.moves if self.six else 0)
+
+    def leased(self) -> list[tuple[str, int]]:
+        """Every leased address with the mark of its port, where that is known."""
+        pairs: list[tuple[str, int | None]] = [(str(lease.ip), lease.port) for lease in self.leases]
+        pairs += [(str(lease.ip), lease.client.port) for lease in (self.six.leases if self.six else ())]
+        return [(address, port) for address, port in pairs if port is not None]
 
     def crowd(self, *, crowded: bool) -> None:
         """Guests share the process's time while there are several."""
@@ -88,6 +110,8 @@ class Gateway:
     def counters(self) -> dict[str, int]:
         """What the services counted."""
         counters = {f"dhcp_{name}": count for name, count in self.dhcp.counters.items()}
+        if self.six is not None:
+            counters |= self.six.counters()
         return counters | {f"dns_{name}": count for name, count in self.dns.stats.items()}
 
     def close(self) -> None:

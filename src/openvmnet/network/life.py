@@ -249,12 +249,12 @@ class Network:
         """Keep the firewall's sets of leased addresses in step with the leases."""
         if self.gateway is None:
             return
-        book, seen, installed = self.gateway.leases, -1, set[tuple[str, str]]()
+        gateway, seen, installed = self.gateway, -1, set[tuple[str, str]]()
         while True:
-            if book.moves != seen:
-                seen = book.moves
+            if gateway.moves() != seen:
+                seen = gateway.moves()
                 links = {port.mark: port.link for port in self.ports.values()}
-                wanted = {(str(lease.ip), links[lease.port]) for lease in book if lease.port in links}
+                wanted = {(address, links[mark]) for address, mark in gateway.leased() if mark in links}
                 try:
                     if wanted != installed:
                         await self.engine.guard(wanted - installed, installed - wanted)

@@ -62,6 +62,7 @@ def _lease(network: Network, port: Port) -> Lease | None:
 def _ports(network: Network) -> list[control.PortView]:
     links = network.engine.links()
     neighbours = {one.mac: one.address for one in network.engine.neighbours()}
+    six = network.gateway.six if network.gateway is not None else None
     views = []
     for port in network.ports.values():
         lease = _lease(network, port)
@@ -74,6 +75,7 @@ def _ports(network: Network) -> list[control.PortView]:
                 mac=port.mac,
                 isolated=port.isolated,
                 address=str(lease.ip) if lease else neighbours.get(port.mac),
+                addresses6=six.addresses(port) if six else [],
                 hostname=lease.hostname if lease else None,
                 lease_expires=lease.expires if lease else None,
                 # What the guest receives, its TAP transmits.

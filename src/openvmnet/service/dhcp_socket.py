@@ -84,7 +84,7 @@ class DhcpService:
             sock.setblocking(False)
         for receiving in (self._udp, self._arp):
             if receiving is not None:
-                _ask_for_mark(receiving)
+                ask_for_mark(receiving)
         self._lane.watch(self._udp.fileno(), READ, self._on_udp)
         if self._arp is not None:
             self._lane.watch(self._arp.fileno(), READ, self._on_arp)
@@ -122,7 +122,7 @@ class DhcpService:
             if flags & socket.MSG_TRUNC:
                 server.counters["malformed"] += 1
                 continue
-            reply = server.handle(payload, source_mac=None, port=_port(ancillary), now=now)
+            reply = server.handle(payload, source_mac=None, port=port_of(ancillary), now=now)
             if reply is None:
                 continue
             if reply.commit:
@@ -151,7 +151,7 @@ class DhcpService:
                 arp = ethernet.parse_arp(frame[14:])
             except Malformed:
                 continue
-            self.server.seen_arp(arp.sender_ip, arp.sender_mac, port=_port(ancillary), now=now)
+            self.server.seen_arp(arp.sender_ip, arp.sender_mac, port=port_of(ancillary), now=now)
         else:
             self._rest(arp_sock)
 
@@ -188,7 +188,7 @@ class DhcpService:
         self._committer.kick()
 
 
-def _ask_for_mark(sock: socket.socket) -> None:
+def ask_for_mark(sock: socket.socket) -> None:
     """Have the kernel tell each packet's mark; who made the socket may have done so already, with more rights."""
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, SO_RCVMARK):
@@ -197,7 +197,7 @@ def _ask_for_mark(sock: socket.socket) -> None:
         log.info("DHCP does not learn which port a packet came through (SO_RCVMARK, Linux 5.19): %s", error)
 
 
-def _port(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+def port_of(ancillary: list[tuple[int, int, bytes]]) -> int | None:
     """The packet's mark as a port number; 0 is no mark."""
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_MARK and len(data) == _U32.size:

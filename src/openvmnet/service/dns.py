@@ -58,6 +58,7 @@ SHARE = 0.1  # of the thread's time, for one guest's questions on the long way; 
 _BATCH = 64  # queries
 _SLOT = 4096  # octets; a longer query is cut, and then malformed
 _HOT_ENTRIES = 8192
+_SOCKADDR_IN = 16  # octets of IPv4's struct sockaddr
 _HOT_QUERY = 300  # octets of the longest query that is kept: a name and an OPT record have room
 _RECEIVE_BUFFER = 1 << 20  # octets
 _NO_TRANSFER = frozenset({dns.OPT, 249, 250, dns.IXFR, dns.AXFR})  # 249 and 250: TKEY and TSIG (RFC 8945)
@@ -101,9 +102,10 @@ class _Hot:
 
 
 class DnsService:
-    """Answers on `udp_sock` and `tcp_listener`, both bound and from then on its own; `resolv_conf` names the host's
-    resolvers, which are asked on `upstream_port`; without `forwards` nobody is asked, and what is not the zone's is
-    refused. `clock` counts seconds, also those that the host sleeps."""
+    """Answers on `udp_sock` and `tcp_listener`, and the same two of IPv6, bound and from then on its own.
+
+    `resolv_conf` names the host's resolvers, which are asked on `upstream_port`; without `forwards` nobody is asked,
+    and what is not the zone's is refused. `clock` counts seconds, also those that the host sleeps."""
 
     def __init__(
         self,
@@ -115,12 +117,14 @@ class DnsService:
         resolv_conf: Path = Path("/etc/resolv.conf"),
         upstream_port: int = 53,
         forwards: bool = True,
+        sockets6: tuple[socket.socket, socket.socket] | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
         self.stats: Counter[str] = Counter(dict.fromkeys(STATS, 0))
         self._lane = lane
         self._udp = udp_sock
-        self._listener = tcp_listener
+        self._udp6 = sockets6[0] if sockets6 is not None else udp_sock
+        self._listeners = [tcp_listener, *([sockets6[1]] if sockets6 is not None else [])]
         self._zone = zone
         self._forwards = forwards
         self._clock = clock
@@ -140,22 +144,24 @@ class DnsService:
         """Begin to answer; the event loop runs."""
         loop = self._loop = asyncio.get_running_loop()
         self._forwarder = Forwarder(self._lane, loop, self._resolvers, self._cache, self.stats, self._clock)
-        self._udp.setblocking(False)
-        if self._udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < _RECEIVE_BUFFER:
-            self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        self._tcp = TcpServer(self._lane, loop, self._listener, self._answer_tcp, self.stats)
-        self._lane.watch(self._udp.fileno(), READ, self._on_udp)
+        self._tcp = [TcpServer(self._lane, loop, one, self._answer_tcp, self.stats) for one in self._listeners]
+        for sock in {self._udp, self._udp6}:
+            sock.setblocking(False)
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < _RECEIVE_BUFFER:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            self._lane.watch(sock.fileno(), READ, functools.partial(self._on_udp, sock.fileno()))
 
     def close(self) -> None:
         """Stop answering and close the sockets."""
-        self._lane.forget(self._udp.fileno())
-        self._udp.close()
-        self._tcp.close()
+        for sock in {self._udp, self._udp6}:
+            self._lane.forget(sock.fileno())
+            sock.close()
+        for server in self._tcp:
+            server.close()
         self._forwarder.close()
 
-    def _on_udp(self, _mask: int) -> None:
+    def _on_udp(self, fd: int, _mask: int) -> None:
         batch = self._batch
-        fd = self._udp.fileno()
         try:
             count = batch.recv(fd)
         except OSError:  # an ICMP error about an answer, or a spurious call: the next call tells
@@ -341,7 +347,7 @@ class DnsService:
         late.set_payload(0, self._fit(query, readdress(message, query)))
         late.set_name(0, name)
         try:
-            sent = late.send(self._udp.fileno(), 1)
+            sent = late.send((self._udp if len(name) == _SOCKADDR_IN else self._udp6).fileno(), 1)
         except OSError:
             sent = 0
         if not sent:
@@ -350,4 +356,4 @@ class DnsService:
 
 def _host(name: bytes) -> bytes:
     """The address in a raw struct sockaddr_in or sockaddr_in6, without the port."""
-    return name[4:8] if len(name) == 16 else name[8:24]
+    return name[4:8] if len(name) == _SOCKADDR_IN else name[8:24]

@@ -3,7 +3,7 @@
 Three kinds:
 
 - The network's own: `NAME.vmnet.internal` for each guest with a DHCP host name, `gateway.vmnet.internal`, and for the
-  addresses of the network's subnet the names back. What does not exist there does not exist at all.
+  addresses of the network's subnet and IPv6 prefix the names back. What does not exist there does not exist at all.
 - Private addresses backwards (RFC 6303, RFC 7793). Who owns 10.1.2.3 is nobody's business outside, and nobody outside
   knows: the answer is NXDOMAIN, as if each of these zones were served here, empty.
 - Names that the DNS does not resolve (RFC 6761, 6762, 7686, 9462, 9476): `localhost` is the guest itself, `local`,
@@ -21,7 +21,7 @@ could conclude from it that none of its neighbours has a name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TYPE_CHECKING
 
 from openvmnet.wire import dns
@@ -29,6 +29,7 @@ from openvmnet.wire.dns import NOERROR, NXDOMAIN, Query, Record, encode_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv6Network
 
 TTL = 10  # s, of the network's own names; an address may pass to another guest
 NEGATIVE_TTL = 2  # s, in the network's own zones
@@ -63,6 +64,7 @@ _LOOPBACKS = {
     encode_name("1." + "0." * 31 + "ip6.arpa"),
 }
 _IN_ADDR = encode_name("in-addr.arpa")
+_NIBBLES = b"0123456789abcdef"
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,6 +74,16 @@ class Answer:
     rcode: int
     records: tuple[Record, ...]
     soa: Record | None
+
+
+@dataclass(slots=True, frozen=True)
+class Names:
+    """The IPv6 side of a network: `prefix` is a /64, `forward` and `reverse` as a zone's."""
+
+    prefix: IPv6Network
+    gateway: IPv6Address
+    forward: Callable[[str], list[IPv6Address]]
+    reverse: Callable[[IPv6Address], str | None]
 
 
 class Zone:
@@ -90,6 +102,7 @@ class Zone:
         forward: Callable[[str], IPv4Address | None],
         reverse: Callable[[IPv4Address], str | None],
         generation: Callable[[], int] = lambda: 0,
+        ip6: Names | None = None,
     ) -> None:
         self.domain = domain
         self.generation = generation
@@ -111,6 +124,12 @@ class Zone:
         for zone in zones:
             octets = str(zone.network_address).split(".")[: boundary // 8]
             self._apexes.add(encode_name(".".join((*reversed(octets), "in-addr.arpa"))))
+        self._ip6 = ip6
+        self._apex6 = b""
+        if ip6 is not None:
+            nibbles = ip6.prefix.network_address.packed[:8].hex()
+            self._apex6 = encode_name(".".join((*reversed(nibbles), "ip6.arpa")))
+            self._apexes.add(self._apex6)
 
     def answer(self, query: Query) -> Answer | None:
         """The answer to a query of class IN; None for a name that is not ours to answer."""
@@ -128,7 +147,7 @@ class Zone:
             return self._nothing(NOERROR, apex, volatile=False)  # RFC 9462 section 6.4
         if query.name.endswith(_IN_ADDR):
             return self._backwards(query, apex)
-        return self._some(query, apex, dns.PTR, [_LOCALHOST] if query.name in _LOOPBACKS else [], volatile=False)
+        return self._elsewhere(query, apex)
 
     def respond(self, query: Query) -> bytes | None:
         """As `answer`, in octets."""
@@ -152,14 +171,23 @@ class Zone:
     def _own(self, query: Query, apex: bytes) -> Answer:
         if query.name == apex:
             return self._nothing(NOERROR, apex, volatile=True)
+        address: IPv4Address | None = None
+        addresses6: list[IPv6Address] = []
         if query.name == self._gateway_name:
-            address: IPv4Address | None = self._gateway
+            address = self._gateway
+            addresses6 = [self._ip6.gateway] if self._ip6 is not None else []
         else:
             label, *rest = dns.labels(query.name[: len(query.name) - len(apex)] + b"\0")
             # Octets beyond ASCII, and a dot inside a label, are in no host name.
-            known = not rest and b"." not in label and label.isascii()
-            address = self._forward(label.decode("ascii")) if known else None
-        return self._some(query, apex, dns.A, [] if address is None else [address.packed], volatile=True)
+            if not rest and b"." not in label and label.isascii():
+                address = self._forward(label.decode("ascii"))
+                addresses6 = self._ip6.forward(label.decode("ascii")) if self._ip6 is not None else []
+        data = {dns.A: [address.packed] if address is not None else [], dns.AAAA: [one.packed for one in addresses6]}
+        if not any(data.values()):
+            return self._nothing(NXDOMAIN, apex, volatile=True)
+        kinds = data if query.type == dns.ANY else data.keys() & {query.type}
+        records = tuple(Record(query.name, kind, TTL, one) for kind in kinds for one in data[kind])
+        return Answer(NOERROR, records, None) if records else self._nothing(NOERROR, apex, volatile=True)
 
     def _localhost(self, query: Query, apex: bytes) -> Answer:
         address = {dns.A: IPv4Address("127.0.0.1").packed, dns.AAAA: bytes(15) + b"\1"}.get(query.type)
@@ -187,6 +215,28 @@ class Zone:
             return self._nothing(NXDOMAIN, apex, volatile=True)
         full = name if name.rstrip(".").endswith(f".{self.domain}") else f"{name}.{self.domain}"
         return self._some(query, apex, dns.PTR, [encode_name(full)], volatile=True)
+
+    def _elsewhere(self, query: Query, apex: bytes) -> Answer:
+        """In IPv6's reverse zones, and in those that are empty."""
+        if self._ip6 is not None and apex == self._apex6:
+            return self._backwards6(query, apex, self._ip6)
+        if query.name != apex and self._apex6.endswith(query.name):
+            return self._nothing(NOERROR, apex, volatile=False)  # there is something below it
+        return self._some(query, apex, dns.PTR, [_LOCALHOST] if query.name in _LOOPBACKS else [], volatile=False)
+
+    def _backwards6(self, query: Query, apex: bytes, ip6: Names) -> Answer:
+        """As `_backwards`, in the zone of the prefix: nibbles, of which an address has sixteen more."""
+        labels = dns.labels(query.name[: len(query.name) - len(apex)] + b"\0")
+        nibbles = b"".join(reversed(labels)).lower()
+        if any(len(label) != 1 for label in labels) or len(labels) > 16 or nibbles.strip(_NIBBLES):
+            return self._nothing(NXDOMAIN, apex, volatile=True)
+        if len(labels) < 16:
+            return self._nothing(NOERROR, apex, volatile=True)  # some guest's address may begin so
+        address = ip6.prefix[int(nibbles, 16)]
+        name = "gateway" if address == ip6.gateway else ip6.reverse(address)
+        if not name:
+            return self._nothing(NXDOMAIN, apex, volatile=True)
+        return self._some(query, apex, dns.PTR, [encode_name(f"{name}.{self.domain}")], volatile=True)
 
     def _some(self, query: Query, apex: bytes, kind: int, data: list[bytes], *, volatile: bool) -> Answer:
         """A name whose records are of one type: them, or nothing of another type, or no such name."""

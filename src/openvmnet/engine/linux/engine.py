@@ -25,7 +25,7 @@ from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE, IPV6_TRANSPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from ipaddress import IPv6Network
+    from ipaddress import IPv6Address, IPv6Network
     from pathlib import Path
 
     from openvmnet.config import NetworkConfig
@@ -242,13 +242,30 @@ class LinuxEngine:
 
     def dns_sockets(self) -> tuple[socket.socket, socket.socket]:
         """DNS's two on the gateway's address: UDP, and TCP listening."""
-        where: tuple[str | int, ...] = (str(self.subnet.gateway), 53)
+        return self._dns(socket.AF_INET, str(self.subnet.gateway))
+
+    def dns_sockets6(self, gateway: IPv6Address) -> tuple[socket.socket, socket.socket]:
+        """The same for IPv6."""
+        return self._dns(socket.AF_INET6, str(gateway))
+
+    def _dns(self, family: int, address: str) -> tuple[socket.socket, socket.socket]:
+        where: tuple[str | int, ...] = (address, 53)
         reuse = [(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1), (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER)]
-        (udp,) = self.namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=list(reuse), bind=where)
-        (tcp,) = self.namespace.sockets(
-            socket.AF_INET, socket.SOCK_STREAM, options=list(reuse[:1]), bind=where, listen=128
-        )
+        (udp,) = self.namespace.sockets(family, socket.SOCK_DGRAM, options=list(reuse), bind=where)
+        (tcp,) = self.namespace.sockets(family, socket.SOCK_STREAM, options=list(reuse[:1]), bind=where, listen=128)
         return udp, tcp
+
+    def services6(self) -> tuple[socket.socket, socket.socket, int]:
+        """The bridge's sockets for router solicitations (raw ICMPv6) and DHCPv6, and the bridge's ifindex."""
+        (ifindex,) = (link.ifindex for link in netlink.links(self._netlink) if link.name == BRIDGE)
+        device: list[tuple[int, int, int | str]] = [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE)]
+        udp: list[tuple[int, int, int | str]] = [
+            (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+            (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1),
+        ]
+        router = self._marked(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6, device, ("::", 0))
+        dhcp = self._marked(socket.AF_INET6, socket.SOCK_DGRAM, 0, device + udp, ("::", 547))
+        return router, dhcp, ifindex
 
     def _marked(
         self,
