@@ -8,6 +8,8 @@
     arp       ARP requests with made-up senders
     dns       queries for names that nobody has
     broken    frames of random octets behind a valid Ethernet header
+    syn6, spoof6, udp6, broken6    the same over IPv6 (lab/flood6.py)
+    ndp6, echo6    neighbour solicitations, and echo requests to the gateway, of made-up senders
 Prints how many frames it sent.
 """
 
@@ -131,7 +133,12 @@ class Flood:
 def main(argv: list[str]) -> None:
     """The command line above."""
     kind, interface, gateway, seconds = argv
-    flood = Flood(interface, gateway)
+    if kind.endswith("6"):
+        from lab.flood6 import Flood6
+
+        flood: Flood = Flood6(interface, gateway)
+    else:
+        flood = Flood(interface, gateway)
     print(flood.run(getattr(flood, kind), float(seconds)))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from lab.netguest import PluggedNetwork
 from lab.paths import CHECKOUT
-from lab.world import SERVER, WEB
+from lab.world import SERVER, SERVER6, WEB
 from tests.netns import resident
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 KINDS = ["syn", "spoof", "udp", "stream", "dhcp", "arp", "dns", "broken"]
+KINDS6 = ["syn6", "spoof6", "udp6", "ndp6", "echo6", "broken6"]
 SECONDS = 1.5
 GROWTH = 48  # MiB, over all kinds: the receive batches and the cache fill once
 
@@ -45,7 +46,7 @@ def before(network: PluggedNetwork, guests: tuple[Namespace, Namespace]) -> int:
     return resident(network.pid)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + KINDS6)
 def test_the_neighbour_is_served_and_nothing_grows(
     world: World, network: PluggedNetwork, guests: tuple[Namespace, Namespace], before: int, kind: str
 ) -> None:
@@ -58,6 +59,11 @@ def test_the_neighbour_is_served_and_nothing_grows(
             with good.socket() as sock:
                 sock.settimeout(4)
                 sock.connect((SERVER, 7))
+                sock.sendall(b"still served")
+                assert sock.recv(100) == b"still served"
+            with good.socket(socket.AF_INET6) as sock:
+                sock.settimeout(4)
+                sock.connect((SERVER6, 7))
                 sock.sendall(b"still served")
                 assert sock.recv(100) == b"still served"
             assert (
