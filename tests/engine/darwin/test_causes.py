@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from openvmnet import engine
 from openvmnet.engine.darwin import diagnosis, entitlement, probe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
 from openvmnet.engine.darwin.mac import Mac
@@ -105,12 +106,21 @@ def test_property_lists_and_ifconfig_of_any_kind_are_read() -> None:
     assert FakeMac(ifconfig="bridge0: flags=1\n\tinet nonsense netmask 0xffffff00\n").links()[0].networks == ()
 
 
+@pytest.mark.skipif(engine.DARWIN, reason="this is a Mac")
 def test_this_machine_answers_though_it_is_no_mac() -> None:
     mac = Mac()
     assert mac.run("/nowhere/command") == ""
     assert mac.read("/nowhere/file") is None
     assert mac.version == ()
     assert mac.program == sys.executable
+
+
+def test_a_subnet_that_vmnet_chose_may_be_the_hosts_own() -> None:
+    home = FakeMac(ifconfig=IFCONFIG.replace("192.168.1.23", "192.168.2.23") + BRIDGE.replace("64.1 ", "2.1 ") + MEMBER)
+    found = diagnosis.clash_of("192.168.2.1", "255.255.255.0", home)
+    assert found is not None
+    assert "en0 has 192.168.2.23/24" in found.sentence
+    assert diagnosis.clash_of("192.168.64.1", "255.255.255.0", home) is None
 
 
 # Who may.

@@ -13,10 +13,12 @@ import pytest
 from openvmnet.engine.darwin.description import Extras
 from openvmnet.engine.darwin.framework import Mode
 from openvmnet.engine.darwin.handle import Handle, StartFailed
+from openvmnet.engine.darwin.interface import open_on
 from openvmnet.engine.darwin.network26 import Network, Reservation, Settings
 from openvmnet.engine.darwin.patience import Late
 from openvmnet.engine.darwin.ports import Forward, Rules
 from openvmnet.errors import HostError, MissingFeature, OptionError, Stopped
+from openvmnet.interface import Interface
 from openvmnet.netdev import Subnet
 from openvmnet.status import Status
 
@@ -164,6 +166,17 @@ def test_interfaces_start_on_a_network_and_keep_it(framework: Framework, control
     one.stop()
     two.stop()
     Network(framework, Mode.SHARED, Settings(subnet=SUBNET)).release()
+
+
+def test_the_library_works_on_a_network(framework: Framework, controls: Controls) -> None:
+    with Network(framework, Mode.SHARED, Settings(dhcp=False)) as network:
+        controls.library.standin_memory()
+        with Interface(open_on(network, isolated=True)) as interface:
+            assert interface.parameters.mac_address is not None
+            assert controls.library.standin_send(bytes(60), 60)
+            assert interface.wait(5)
+            assert interface.read() == [bytes(60)]
+            interface.write([bytes(100)])
 
 
 def test_a_network_is_found_again_by_its_serialization(framework: Framework, controls: Controls) -> None:

@@ -147,6 +147,15 @@ def test_nic_and_net_forms(mac: Mac, network: str) -> None:
     booted.kill()
 
 
+def test_what_a_mac_has_to_show_is_shown_over_the_stand_in(mac: Mac) -> None:
+    words = [sys.executable, "-m", "tests.engine.darwin.real", "--standin", mac.command[-1], "packets", "ipxe"]
+    done = mac.namespace.run(words, check=False, env=mac.environment, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr + done.stdout
+    said = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["vmnet-shared", "vmnet-host", "iPXE"]
+    assert "gateway 192.168.64.1" in said[2]
+
+
 def test_mistakes_are_sentences_and_leave_nothing(mac: Mac, world: World) -> None:
     before = len(relays(world))
     for option, status, words in (

@@ -77,10 +77,11 @@ def test_the_address_sanitizer_sees_what_is_freed() -> None:
     assert "heap-use-after-free" in caught.stderr
 
 
-BEGIN = f"""
+BEGIN = """
+import sys
 from openvmnet.engine.darwin import xpc
 from openvmnet.engine.darwin.framework import Framework
-framework = Framework({str(standin.library()) if standin.compiler() else None!r})
+framework = Framework(sys.argv[1])
 queue = framework.system_call("dispatch_queue_create", b"q", None)
 """
 CRASHES = {
@@ -105,6 +106,6 @@ framework.call("vmnet_read", queue, queue, queue)
 @pytest.mark.parametrize("what", CRASHES)
 def test_the_stand_in_ends_the_process_for_what_would_crash_a_mac(what: str) -> None:
     chosen = environment()
-    done = run([sys.executable, "-c", BEGIN + CRASHES[what]], chosen)
+    done = run([sys.executable, "-c", BEGIN + CRASHES[what], str(standin.library())], chosen)
     assert done.returncode == -6, done
     assert "stand-in: " in done.stderr

@@ -9,6 +9,7 @@ first found is the error. Where none is found, the error says what was looked fo
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -89,6 +90,21 @@ def about_subnets(options: Options, mac: Mac) -> Iterator[Cause]:
         cause = check(options, mac, links)
         if cause is not None:
             yield cause
+
+
+def clash_of(start: str, mask: str, mac: Mac | None = None) -> Cause | None:
+    """What a subnet that vmnet chose collides with: macOS 26 takes 192.168.2.0/24, which is many a home's own."""
+    mac = mac or Mac()
+    gateway, network = IPv4Address(start), IPv4Network(f"{start}/{mask}", strict=False)
+    for link in mac.links():
+        for address, other in link.networks:
+            if not link.bridge and network.overlaps(other) and address != gateway:
+                return Cause(
+                    f"vmnet chose {network}, and this Mac is on it itself: {link.name} has {address}/{other.prefixlen}",
+                    "give start-address, end-address and subnet-mask of another network",
+                    Conflict,
+                )
+    return None
 
 
 def _permission(_options: Options, mac: Mac, _links: list[Link]) -> Cause | None:

@@ -20,7 +20,7 @@ import queue
 import threading
 import time
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from openvmnet.engine.darwin import diagnosis, framework
 from openvmnet.engine.darwin.batch import Batch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from openvmnet.engine.darwin.framework import Framework
+    from openvmnet.engine.darwin.network26 import Network
     from openvmnet.interface import Frame, LinkRequest
 
 _TRIES, _PAUSE = 10, 50e-6  # s
@@ -219,6 +220,12 @@ def open_link(request: LinkRequest, loaded: Framework | None = None) -> VmnetLin
     except StartFailed as error:
         raise diagnosis.explain(error, request.options) from error
     return VmnetLink(loaded, handle, request.interface_id)
+
+
+def open_on(network: Network, *, isolated: bool = False, extras: Extras | None = None) -> VmnetLink:
+    """A link on a network object of macOS 26. Its interface id and MAC are new each time."""
+    handle = network.start(extras or Extras(allocate_mac_address=True), isolated=isolated)
+    return VmnetLink(network.framework, handle, uuid4())
 
 
 def shared_interfaces(loaded: Framework | None = None) -> list[str]:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from openvmnet.engine.darwin.ports import Forward
 
-_MODULE = ("-m", "openvmnet.engine.darwin.relay")
+# -P: the relay may be root's, and nothing is to be imported from the directory that it happens to start in.
+_MODULE = ("-P", "-m", "openvmnet.engine.darwin.relay")
 _GRACE = 5.0  # s more than the relay's own time-outs
 _LONGEST = 1 << 20  # octets of a report
 

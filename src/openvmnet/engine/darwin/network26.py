@@ -66,7 +66,7 @@ class Network:
     def __init__(
         self, framework: Framework, mode: Mode, settings: Settings, *, timeout: float = patience.START
     ) -> None:
-        self._framework = framework
+        self.framework = framework
         self.mode = mode
         self.settings = settings
         self._pointer: int | None = None
@@ -76,7 +76,7 @@ class Network:
     def of_serialization(cls, framework: Framework, mode: Mode, serialization: int) -> Network:
         """The network that an XPC object from `serialize` names, of this process or of one that sent it over XPC."""
         network = cls.__new__(cls)
-        network._framework, network.mode, network.settings = framework, mode, Settings()
+        network.framework, network.mode, network.settings = framework, mode, Settings()
         name = "vmnet_network_create_with_serialization"
         network._pointer = patience.within(
             patience.ASK, name, lambda: network._create(name, serialization), discard=network._drop
@@ -94,7 +94,7 @@ class Network:
     def subnet(self) -> IPv4Network:
         """The subnet that it has."""
         subnet, mask = (ctypes.c_uint8 * 4)(), (ctypes.c_uint8 * 4)()
-        self._framework.call(
+        self.framework.call(
             "vmnet_network_get_ipv4_subnet", self.pointer, ctypes.addressof(subnet), ctypes.addressof(mask)
         )
         return IPv4Network((bytes(subnet), str(IPv4Address(bytes(mask)))), strict=False)
@@ -103,7 +103,7 @@ class Network:
     def prefix(self) -> IPv6Network:
         """The IPv6 prefix that it has."""
         prefix, length = (ctypes.c_uint8 * 16)(), ctypes.c_uint8()
-        self._framework.call(
+        self.framework.call(
             "vmnet_network_get_ipv6_prefix", self.pointer, ctypes.addressof(prefix), ctypes.addressof(length)
         )
         return IPv6Network((bytes(prefix), length.value), strict=False)
@@ -114,7 +114,7 @@ class Network:
         if isolated:
             desc["vmnet_enable_isolation"] = True
         desc |= describe_offloads(extras)
-        return Handle(self._framework, desc, network=self.pointer, timeout=timeout)
+        return Handle(self.framework, desc, network=self.pointer, timeout=timeout)
 
     def serialize(self) -> int:
         """An XPC object that names the network, to be sent over XPC; the caller's to release (xpc_release)."""
@@ -133,7 +133,7 @@ class Network:
         self.release()
 
     def _drop(self, pointer: int) -> None:
-        self._framework.foundation.function("CFRelease")(pointer)
+        self.framework.foundation.function("CFRelease")(pointer)
 
     def _build(self) -> int:
         """On a thread of its own: the configuration has to outlive the call, however long that takes."""
@@ -147,7 +147,7 @@ class Network:
     def _create(self, name: str, argument: int) -> int:
         """Call a function that gives an object, or NULL and a status."""
         status = ctypes.c_uint32()
-        made: int | None = self._framework.call(name, argument, ctypes.addressof(status))
+        made: int | None = self.framework.call(name, argument, ctypes.addressof(status))
         if not made:
             raise StartFailed(f"{name}: {Status.of(status.value).text}", status=Status.of(status.value))
         return made
@@ -181,10 +181,10 @@ class Network:
             )
         for name in ("nat44", "nat66", "dhcp", "dns_proxy", "router_advertisement"):
             if not getattr(settings, name):
-                self._framework.call(f"{_CONFIGURATION}disable_{name}", configuration)
+                self.framework.call(f"{_CONFIGURATION}disable_{name}", configuration)
 
     def _set(self, what: str, configuration: int, *arguments: object) -> None:
-        status = Status.of(self._framework.call(f"{_CONFIGURATION}{what}", configuration, *arguments))
+        status = Status.of(self.framework.call(f"{_CONFIGURATION}{what}", configuration, *arguments))
         if status is not Status.SUCCESS:
             raise HostError(f"{_CONFIGURATION}{what}: {status.text}", status=status)
 

@@ -129,9 +129,20 @@ def _start(loaded: Framework, options: Shared | Host | Bridged, spec: Spec) -> t
     except VmnetError:
         handle.stop()
         raise
+    _warn(options, handle)
     answered = {key: value for key, value in handle.parameters.items() if isinstance(value, int | str | UUID)}
     asked = {key: desc[key] for key in ("vmnet_network_identifier", "vmnet_shared_interface_name") if key in desc}
     return handle, plain(answered | asked)
+
+
+def _warn(options: Shared | Host | Bridged, handle: Handle) -> None:
+    """Say when the subnet that vmnet chose by itself is one that the host is on."""
+    start, mask = handle.text("vmnet_start_address"), handle.text("vmnet_subnet_mask")
+    if isinstance(options, netdev.Bridged) or options.start_address is not None or start is None or mask is None:
+        return
+    clash = diagnosis.clash_of(start, mask)
+    if clash is not None:
+        _LOG.warning("%s; %s", clash.sentence, clash.cure)
 
 
 def _report(fd: int, report: Report) -> None:
