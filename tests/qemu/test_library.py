@@ -43,8 +43,12 @@ class Program:
 
     def end(self) -> dict[str, Any]:
         """Its last answer; it ends by itself."""
-        out, err = self.process.communicate("\n", timeout=30)
-        assert self.process.returncode == 0, err
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("\n")
+            self.process.stdin.close()
+        out = self.process.stdout.read()  # not communicate(): an earlier readline() may hold lines back
+        err = self.process.stderr.read()
+        assert self.process.wait(30) == 0, err
         assert err == ""
         return json.loads(out.splitlines()[-1]) if out else {}
 
