@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +36,7 @@ class Mac:
         self.namespace.batch(
             "link add bridge100 type bridge",
             f"addr add {GATEWAY}/24 dev bridge100",
+            "addr add 192.168.128.1/24 dev bridge100",  # the gateway of host mode, on the same wire
             "link set bridge100 up",
         )
         command = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-ping"]
@@ -144,6 +147,49 @@ def test_sibling_and_the_end_of_a_relay_with_its_vm(guest: Guest, mac: Mac, worl
 def test_nic_and_net_forms(mac: Mac, network: str) -> None:
     booted = mac.boot(*network.split(), name="form")
     assert booted.dhcp().address.startswith("192.168.64.")
+    booted.kill()
+
+
+def qmp(path: str, command: str) -> None:
+    """One command to QEMU's monitor."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.connect(path)
+        lines = monitor.makefile("rw")
+        lines.readline()
+        for each in ("qmp_capabilities", command):
+            lines.write(json.dumps({"execute": each}) + "\n")
+            lines.flush()
+            while "return" not in json.loads(lines.readline()):
+                pass
+
+
+def ticks(pid: int) -> int:
+    """Clock ticks that a process has had of a CPU, 100 to the second."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_a_paused_vm_costs_nothing_and_has_its_network_when_it_goes_on(mac: Mac, world: World) -> None:
+    before = {process.pid for process in world.leftovers()}
+    path = f"{world.runtime}/qmp"
+    booted = mac.boot(*virtio("vmnet-shared"), "-qmp", f"unix:{path},server=on,wait=off", name="paused")
+    (relay,) = [each.pid for each in world.leftovers() if each.pid not in before and " relay " in each.command]
+    lease = booted.dhcp()
+    booted.run(f"ping -c 1 -W 2 {GATEWAY}", check=True)
+    qmp(path, "stop")
+    hardware = mac.namespace.run(["ip", "neigh", "show", lease.address]).stdout.split("lladdr ")[1].split()[0]
+    mac.namespace.batch(f"neigh replace {lease.address} lladdr {hardware} dev bridge100 nud permanent")
+    flood = mac.namespace.socket(kind=socket.SOCK_DGRAM)
+    for _ in range(3000):
+        flood.sendto(bytes(1400), (lease.address, 9))
+    flood.close()
+    time.sleep(0.5)
+    spent = ticks(relay)
+    time.sleep(2)
+    assert ticks(relay) - spent <= 4  # of 200: less than 2 %
+    qmp(path, "cont")
+    assert "0% packet loss" in booted.run(f"ping -c 5 -i 0.1 -W 2 {GATEWAY}", check=True).out
     booted.kill()
 
 
