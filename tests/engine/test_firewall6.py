@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import pytest
 from scapy.layers.inet import TCP, UDP
@@ -31,6 +32,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from openvmnet.engine.linux import firewall, firewall_bridge
+from openvmnet.engine.linux.engine import LinuxEngine
 from openvmnet.wire.fragments6 import Reassembly6
 from tests.engine.taps import BROADCAST, CONFIG6, GATEWAY6, GATEWAY6_LOCAL, GATEWAY_MAC, PREFIX, net
 
@@ -443,6 +445,29 @@ def test_neighbours6_are_the_guests(world, guests):
     a = guests[0]
     resolve(a)
     assert (a.ip6, a.mac) in [(one.address, one.mac) for one in world.engine.neighbours6()]
+
+
+def test_the_next_engine_takes_over_what_is_there(lab, tmp_path):
+    with net(tmp_path, CONFIG6) as made:
+        guest, first = made.plug(), made.engine
+        os.close(first.tun)  # the dead process had them
+        first.namespace.close()
+
+        async def up() -> LinuxEngine:
+            engine = LinuxEngine(made.path, CONFIG6, GATEWAY_MAC)
+            await engine.up({guest.link: False})
+            return engine
+
+        made.engine = made.do(up())
+        made.engine.watch(made.lane, made.departed.append, lambda: made.gone.append(True))
+        resolve(guest)
+        guest.send(to_gateway(guest, IPv6(src=guest.ip6, dst=OUTSIDE) / UDP(sport=4000, dport=53) / Raw(b"x")))
+        (got,) = [packet for packet in made.packets() if packet[0] >> 4 == 6 and packet[6] == 17]
+        assert int.from_bytes(got[2:4], "big") == guest.number
+        for sock in (first.listener, first.listener6, first._netlink, first._events):
+            if sock.fileno() >= 0:
+                made.lane.forget(sock.fileno())
+                sock.close()
 
 
 def test_a_network_without_a_prefix_has_no_ipv6(lab, tmp_path):

@@ -23,7 +23,7 @@ import socket
 import stat
 import subprocess
 import tempfile
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ _FEWEST_FILES = 16384  # 5,000 flows of two descriptors each, and room
 _FEWEST_PAGES = 4096  # 16 MiB of pipe buffers: sixteen pipes in use at once
 _GATEWAY = IPv4Address("192.168.64.1")  # inside the sandbox only
 _NETWORK = IPv4Network("192.168.64.0/24")
+_PREFIX = IPv6Network("fd00::/64")
 _TIMEOUT = 10.0  # s
 
 
@@ -162,6 +163,8 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("tproxy", "nft_tproxy", "ip prerouting mangle|meta l4proto tcp tproxy to 127.0.0.1:1 meta mark set 1 accept"),
     ("socket", "nft_socket", "ip prerouting mangle|meta l4proto udp socket transparent 1 accept"),
     ("reject", "nft_reject_ipv4", "ip prerouting mangle|reject with icmp type prot-unreachable"),
+    ("tproxy for IPv6", "nft_tproxy", "ip6 prerouting mangle|meta l4proto tcp tproxy to [::1]:1 accept"),
+    ("reject for IPv6", "nft_reject_ipv6", "ip6 prerouting mangle|reject with icmpv6 type no-route"),
     ("limit", "nft_limit", "ip prerouting mangle|limit rate over 10/second burst 10 packets drop"),
 )
 
@@ -169,9 +172,12 @@ _RULES: tuple[tuple[str, str, str], ...] = (
 def firewall_rules(inside: Namespace) -> list[Finding]:
     """Each kind of rule in turn, then the firewall's whole ruleset."""
     findings = []
+    ipv6 = os.path.exists("/proc/sys/net/ipv6")  # a kernel without it has networks without it
     for name, modules, rule in _RULES:
         hook, _, text = rule.partition("|")
         family, chain, priority = hook.split()
+        if family == "ip6" and not ipv6:
+            continue
         refused = _try_rules(
             inside,
             f"table {family} probe {{ chain c {{ type filter hook {chain} priority {priority}; {text}; }}; }}\n"
@@ -181,7 +187,9 @@ def firewall_rules(inside: Namespace) -> list[Finding]:
         if refused is not None:
             remedy = f"sudo modprobe -a {modules}"
             findings.append(Finding(f"nft {name}", "missing", f"no rule with {name}: {refused}", purpose, remedy))
-    rules = firewall.ruleset(_GATEWAY, _NETWORK, "5a:00:00:00:00:01", 1)
+    rules = firewall.ruleset(
+        _GATEWAY, _NETWORK, "5a:00:00:00:00:01", 1, prefix=_PREFIX if ipv6 else None, listener6=1, gateway_services=True
+    ) + firewall.isolation(needed=True)
     refused = None if findings else _try_rules(inside, rules)
     if refused is not None:
         remedy = _kernel_remedy()
