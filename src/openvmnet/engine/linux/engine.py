@@ -76,7 +76,7 @@ class LinuxEngine:
         for link in self.adopted:
             self._isolated[link] = isolated.get(link, True)
             rules += self._add_port(link)
-        rules += self._crowd()
+        rules += self._as_they_are()
         await self.namespace.run(["nft", "-f", "-"], rules)
         (self._netlink,) = self.namespace.sockets(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._netlink.settimeout(1.0)
@@ -168,7 +168,7 @@ class LinuxEngine:
         await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.config.mtu, isolated=isolated))
         self._isolated[link] = isolated
         try:
-            await self.namespace.run(["nft", "-f", "-"], self._add_port(link) + self._crowd())
+            await self.namespace.run(["nft", "-f", "-"], self._add_port(link) + self._as_they_are())
         except BaseException:
             del self._isolated[link]
             raise
@@ -177,7 +177,7 @@ class LinuxEngine:
         """Take a departed port out of the rules."""
         isolated = self._isolated.pop(link, False)
         text = firewall.remove_port(link, _number(link), isolated=isolated, ip6=self.prefix is not None)
-        await self.namespace.run(["nft", "-f", "-"], text + self._crowd())
+        await self.namespace.run(["nft", "-f", "-"], text + self._as_they_are())
 
     async def _prepare6(self) -> None:
         """Make the namespace ready for IPv6 links, where the network has IPv6 and the kernel, too."""
@@ -193,8 +193,10 @@ class LinuxEngine:
             link, _number(link), isolated=self._isolated[link], ip6=self.prefix is not None
         )  # fmt: skip
 
-    def _crowd(self) -> str:
-        return firewall.crowd(crowded=len(self._isolated) > 1, ip6=self.prefix is not None)
+    def _as_they_are(self) -> str:
+        """The rules that depend on how many ports there are, and of what kind."""
+        text = firewall.crowd(crowded=len(self._isolated) > 1, ip6=self.prefix is not None)
+        return text + firewall.isolation(needed=any(self._isolated.values()))
 
     def _transparent_listener(self, family: int, option: tuple[int, int, int | str], address: str) -> socket.socket:
         (listener,) = self.namespace.sockets(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BRIDGE", "PORT_MARK", "TO_PYTHON", "TO_SOCKET", "UPLINK",
-    "add_port", "counters", "crowd", "guard", "link_local", "remove_port", "ruleset",
+    "add_port", "counters", "crowd", "guard", "isolation", "link_local", "remove_port", "ruleset",
 ]  # fmt: skip
 
 
@@ -96,6 +96,11 @@ def crowd(*, crowded: bool, ip6: bool = False) -> str:
             update = f"update @queries {{ meta mark {limit(firewall_ip.QUERIES)} }}"
             text += f"add rule {family} vmnet crowded {update} counter name limited drop\n"
     return text
+
+
+def isolation(*, needed: bool) -> str:
+    """What keeps isolated ports apart from others, as long as there are any."""
+    return firewall_bridge.isolation(needed=needed)
 
 
 def remove_port(link: str, number: int, *, isolated: bool, ip6: bool = False) -> str:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from openvmnet.engine.linux.names import BRIDGE, limit
+from openvmnet.engine.linux.names import limit
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -66,7 +66,6 @@ table bridge vmnet {{
   counter storm {{ }}
   chain prerouting {{
     type filter hook prerouting priority filter; policy accept;
-    iifname "{BRIDGE}" accept
     meta mark set iifname map @marks
     meta pkttype broadcast update @storms {{ iifname {limit(BROADCASTS)} }} counter name storm drop
     ether saddr {mac} {_SPOOFED}
@@ -75,13 +74,20 @@ table bridge vmnet {{
   chain tagged {{
     {_SPOOFED}
   }}
-{_guard_ip(mac, gateway)}{_guard_ip6(mac, gateways6)}  chain forward {{
-    type filter hook forward priority filter; policy accept;
-    iifname @isolated counter name isolation drop
-    oifname @isolated counter name isolation drop
-  }}
-}}
+{_guard_ip(mac, gateway)}{_guard_ip6(mac, gateways6)}}}
 """
+
+
+def isolation(*, needed: bool) -> str:
+    """The chain that keeps isolated ports apart from others, there only while a port is isolated: to look two names up
+    takes a fortieth of the throughput between two guests."""
+    text = "add chain bridge vmnet forward { type filter hook forward priority filter; policy accept; }\n"
+    if not needed:
+        return text + "delete chain bridge vmnet forward\n"
+    text += "flush chain bridge vmnet forward\n"
+    for way in ("iifname", "oifname"):
+        text += f"add rule bridge vmnet forward {way} @isolated counter name isolation drop\n"
+    return text
 
 
 def _guard_ip(mac: str, gateway: IPv4Address | None) -> str:
