@@ -1,4 +1,4 @@
-"""The lane in a rhythm of question and answer: awake when the next is due, asleep otherwise, by a clock of the test's own."""
+"""The lane in a rhythm of question and answer: awake when the next is due, else asleep; the clock is the test's own."""
 
 from __future__ import annotations
 
