@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -217,6 +218,20 @@ def test_the_router_says_farewell(world: World) -> None:
         found = icmp6.parse_advertisement(message)
         assert (found.lifetime, found.dns_lifetime) == (0, 0)
         assert found.prefixes[0].valid > 0
+
+
+def test_a_killed_process_is_followed_by_one_that_knows_the_lease(world: World, tmp_path: Path) -> None:
+    with PluggedNetwork(world, "killed") as network:
+        guest = network.plug()
+        guest.run(["ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global"])
+        eventually(lambda: "tentative" not in guest.run(["ip", "-6", "addr", "show", "dev", "eth0"]).stdout)
+        client = Dhclient(guest, tmp_path)
+        address = client.run()["new_ip6_address"]
+        client.end("-x")
+        os.kill(network.pid, signal.SIGKILL)
+        assert show(network, world)["pid"] != network.pid
+        kept = world.home / ".local" / "state" / "openvmnet" / "killed" / "leases6.json"
+        assert address in kept.read_text()
 
 
 def test_no_way_out_of_a_host_network(world: World) -> None:

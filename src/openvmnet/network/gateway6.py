@@ -51,8 +51,12 @@ class Gateway6:
         told = advertisement(prefix, gateway, mac, config.mtu, domain=domain, routed=config.outside)
         self._router = RouterService(lane, raw, ifindex, told)
         self._service = Dhcp6Service(lane, udp, ifindex, self._server)
-        self._service.start()
-        self._router.start()
+        try:
+            self._service.start()
+            self._router.start()
+        except BaseException:
+            self.close()
+            raise
 
     def generation(self) -> int:
         """A number that changes whenever names or addresses may have, those of IPv4 among them."""
