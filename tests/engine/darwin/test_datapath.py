@@ -246,6 +246,11 @@ def test_a_vm_that_closes_its_socket_ends_the_relay(line: Line) -> None:
     assert line.gone.wait(5)
 
 
+def test_a_vm_that_shuts_its_socket_ends_the_relay_and_does_not_make_it_turn(line: Line) -> None:
+    line.ours.shutdown(socket.SHUT_RD)  # reads as a socket does on macOS whose peer is gone: for ever, and nothing
+    assert line.gone.wait(5)
+
+
 def test_a_frame_that_the_socket_does_not_take_is_skipped(
     framework: Framework, controls: Controls, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,7 +57,15 @@ _MARGIN = 64  # octets more than the largest packet, so that one too long is see
 _LINE = 64  # octets that slots are a multiple of
 _BUFFER = 4 << 20  # octets of a socket's receive buffer: about 2 ms at 16 Gbit/s
 _LARGEST_DATAGRAM = 69632  # what QEMU takes
-_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE, errno.EBADF)
+_GONE = (
+    errno.EBADF,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EDESTADDRREQ,
+    errno.ENOTCONN,
+    errno.EPIPE,
+)
+_VAIN = 100  # times in a row that the VM's socket polls readable and gives nothing: its other end is shut
 
 
 class Counters(msgspec.Struct):
@@ -251,13 +259,17 @@ class Relay:
         waiting = select.poll()
         waiting.register(fd, select.POLLIN)
         waiting.register(self._waker, select.POLLIN)
+        vain = 0
         while not self._over:
             got = recv(fd, messages, count, _DONTWAIT)
-            if got <= 0:
-                code = ctypes.get_errno() if got < 0 else errno.EAGAIN
-                if code in _GONE:
+            if got <= 0 or not batch.msg_datalen[0]:
+                vain += 1
+                if vain == _VAIN or (got < 0 and ctypes.get_errno() in _GONE):
                     raise Stopped("the VM has closed its socket")
                 waiting.poll()
+            else:
+                vain = 0
+            if got <= 0:
                 continue
             batch.received(got)
             written = self._transmit(batch, got)

@@ -7,8 +7,8 @@ makes a copy of the interpreter in the user's own directory and signs the copy.
 
 The interpreter is not what its name says. A framework build's `bin/python3` is a launcher that starts
 `Python.framework/.../Resources/Python.app/Contents/MacOS/Python`, and its signature has no effect on what it starts;
-a virtual environment's is a link to the launcher. So the copy is of the real one. It finds its library by where
-the original's load command says, its modules by PYTHONHOME, and ours by PYTHONPATH.
+a virtual environment's is a link to the launcher. So the copy is of the file that the kernel says is running. It finds
+its library by where the original's load command says, its modules by PYTHONHOME, and ours by PYTHONPATH.
 
 As root, `sudo vmnet run` needs the rights for the start only: read, write and stop go on without them. So they are
 dropped for good right after it, to the user that sudo(8) says it was, and before anything of the user's runs.
@@ -21,7 +21,6 @@ import pwd
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,15 +74,6 @@ def refusal(mac: Mac, command: str = "vmnet run ...") -> MissingFeature:
 # The signed copy.
 
 
-def real_interpreter(executable: str, base_prefix: str, framework: str) -> Path:
-    """The Mach-O that runs Python code: in a framework build Python.app's, else what `executable` is a link to."""
-    if framework:
-        inside = Path(base_prefix) / "Resources" / "Python.app" / "Contents" / "MacOS" / "Python"
-        if inside.exists():
-            return inside
-    return Path(executable).resolve()
-
-
 def home() -> Path:
     """Where the signed copy is kept."""
     return Path.home() / "Library" / "Application Support" / "openvmnet"
@@ -106,7 +96,7 @@ def make_copy(mac: Mac, target: Path | None = None) -> Path:
     if not signed_counts(mac):
         raise refusal(mac)
     target = target or copy_path()
-    source = real_interpreter(sys.executable, sys.base_prefix, sysconfig.get_config_var("PYTHONFRAMEWORK") or "")
+    source = Path(mac.program).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         made, plist = Path(directory) / target.name, Path(directory) / "entitlements.plist"
@@ -132,10 +122,14 @@ def _try(program: Path) -> None:
 
 def interpreter(mac: Mac) -> tuple[str, dict[str, str]]:
     """What starts a Python that may use vmnet, and its environment. Raises MissingFeature where there is none yet."""
-    if permitted(mac):
+    if mac.root:
         return sys.executable, dict(os.environ)
+    if not signed_counts(mac):
+        raise refusal(mac)
+    if entitled(mac):
+        return mac.program, environment()
     target = copy_path()
-    if not signed_counts(mac) or not target.exists():
+    if not target.exists():
         raise refusal(mac)
     return str(target), environment()
 

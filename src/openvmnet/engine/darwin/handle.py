@@ -266,8 +266,9 @@ class Handle:
             self.leave()
 
     def _call_event(self, armed: bool) -> None:
-        arguments = (PACKETS_AVAILABLE, self._queue, self._block.pointer) if armed else (0, None, None)
-        status = Status.of(self._framework.call("vmnet_interface_set_event_callback", self._ref, *arguments))
+        queue, block = (self._queue, self._block.pointer) if armed else (None, None)
+        name = "vmnet_interface_set_event_callback"
+        status = Status.of(self._framework.call(name, self._ref, PACKETS_AVAILABLE, queue, block))
         if status is not Status.SUCCESS:
             what = "set" if armed else "cleared"
             raise HostError(f"vmnet's event cannot be {what}: {status.text}", status=status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import plistlib
 import re
@@ -15,6 +16,8 @@ import msgspec
 
 from openvmnet.engine.darwin.library import system_version
 
+_SYSTEM = "/usr/lib/libSystem.B.dylib"
+_LONGEST_PATH = 4096  # PROC_PIDPATHINFO_MAXSIZE
 _TIMEOUT = 5.0  # s; each of these commands takes milliseconds
 _HEADER = re.compile(r"^(\S+?): flags=", re.MULTILINE)
 _INET = re.compile(r"^\s+inet (\S+) (?:--> \S+ )?netmask 0x([0-9a-f]{8})", re.MULTILINE)
@@ -69,8 +72,14 @@ class Mac:
 
     @property
     def program(self) -> str:
-        """The Mach-O that runs, not what launched it."""
-        return sys.executable
+        """The file that this process runs, as the kernel has it: of a launcher, what it launched."""
+        try:
+            name = ctypes.CDLL(_SYSTEM).proc_pidpath
+        except (OSError, AttributeError):
+            return sys.executable
+        room = ctypes.create_string_buffer(_LONGEST_PATH)
+        length = name(os.getpid(), room, len(room))
+        return os.fsdecode(room.value) if length > 0 else sys.executable
 
     def plist(self, path: str) -> dict[str, Any]:
         """A property list; {} where there is none."""

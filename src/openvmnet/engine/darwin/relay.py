@@ -108,9 +108,12 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
             _live(spec, options, known, relay, wakee)
         finally:
             relay.stop()
-            handle.stop()
             with contextlib.suppress(OSError, VmnetError):
                 records.remove(os.getpid())
+            try:
+                handle.stop()
+            except VmnetError as error:
+                _LOG.warning("%s", error)
     return 0
 
 
