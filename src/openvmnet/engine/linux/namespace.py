@@ -16,7 +16,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openvmnet.engine.linux import agent
+from openvmnet.engine.linux import agent, remedy
 from openvmnet.errors import HostError, MissingFeature
 
 if TYPE_CHECKING:
@@ -180,14 +180,8 @@ def _explain(error: OSError) -> HostError:
     """The sentence and the cure for what a host most often forbids."""
     what = error.strerror or str(error)
     if "unshare" in what or "_map" in what or "setgroups" in what:
-        hint = "vmnet doctor"
-        if error.errno in (errno.EPERM, errno.EACCES) and os.path.exists(
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
-        ):
-            hint = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-        elif error.errno == errno.ENOSPC:
-            hint = "sudo sysctl -w user.max_user_namespaces=15000"
-        return MissingFeature(f"this host lets {_who()} make no user and network namespace: {what}", hint=hint)
+        message = f"this host lets {_who()} make no user and network namespace: {what}"
+        return MissingFeature(message, hint=remedy.namespaces(error))
     if what.startswith(("tap", "tun")) and error.errno in (errno.EACCES, errno.ENOENT, errno.EPERM):
         return MissingFeature(
             f"/dev/net/tun cannot be opened by {_who()}: {what}", hint="sudo modprobe tun; sudo chmod 0666 /dev/net/tun"

@@ -15,7 +15,6 @@ same as an exception, for the engine.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import resource
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openvmnet.engine.finding import Finding
-from openvmnet.engine.linux import agent, firewall, links, namespace
+from openvmnet.engine.linux import agent, firewall, links, namespace, remedy
 from openvmnet.errors import VmnetError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def kernel(release: str | None = None) -> Finding:
     version = _version(release)
     if version < _OLDEST_KERNEL:
         wanted = ".".join(map(str, _OLDEST_KERNEL))
-        return Finding("kernel", "missing", f"Linux {release}, and {wanted} is needed", purpose, _kernel_remedy())
+        return Finding("kernel", "missing", f"Linux {release}, and {wanted} is needed", purpose, remedy.kernel())
     return Finding("kernel", "found", f"Linux {release}", purpose)
 
 
@@ -83,7 +82,7 @@ def namespaces(error: OSError | None, proc: Path = Path("/proc/sys")) -> Finding
     if error is None:
         return Finding("namespaces", "found", f"uid {os.getuid()} may make user and network namespaces", purpose)
     detail = f"uid {os.getuid()} may not make user and network namespaces: {error.strerror}"
-    return Finding("namespaces", "missing", detail, purpose, _namespace_remedy(error, proc))
+    return Finding("namespaces", "missing", detail, purpose, remedy.namespaces(error, proc))
 
 
 def tun(path: Path = TUN) -> Finding:
@@ -185,15 +184,14 @@ def firewall_rules(inside: Namespace) -> list[Finding]:
         )
         purpose = "the firewall's rules"
         if refused is not None:
-            remedy = f"sudo modprobe -a {modules}"
-            findings.append(Finding(f"nft {name}", "missing", f"no rule with {name}: {refused}", purpose, remedy))
+            detail = f"no rule with {name}: {refused}"
+            findings.append(Finding(f"nft {name}", "missing", detail, purpose, f"sudo modprobe -a {modules}"))
     rules = firewall.ruleset(
         _GATEWAY, _NETWORK, "5a:00:00:00:00:01", 1, prefix=_PREFIX if ipv6 else None, listener6=1, gateway_services=True
     ) + firewall.isolation(needed=True)
     refused = None if findings else _try_rules(inside, rules)
     if refused is not None:
-        remedy = _kernel_remedy()
-        findings.append(Finding("nft rules", "missing", f"the ruleset: {refused}", "the firewall", remedy))
+        findings.append(Finding("nft rules", "missing", f"the ruleset: {refused}", "the firewall", remedy.kernel()))
     if not findings:
         kinds = ", ".join(name for name, _, _ in _RULES)
         findings.append(Finding("nft rules", "found", f"{kinds} and the whole ruleset", "the firewall"))
@@ -208,7 +206,7 @@ def received_mark(inside: Namespace) -> Finding:
         for sock in inside.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=[*option]):
             sock.close()
     except VmnetError:
-        return Finding("rcvmark", "degraded", "no SO_RCVMARK: Linux 5.19 brings it", purpose, _kernel_remedy())
+        return Finding("rcvmark", "degraded", "no SO_RCVMARK: Linux 5.19 brings it", purpose, remedy.kernel())
     return Finding("rcvmark", "found", "SO_RCVMARK works", purpose)
 
 
@@ -272,26 +270,6 @@ def qemu(path: str | None = None) -> Finding:
 def untested(name: str, purpose: str) -> Finding:
     """What cannot be tried without a namespace."""
     return Finding(name, "untested", "not tried: it needs what is missing above", purpose)
-
-
-def _namespace_remedy(error: OSError, proc: Path) -> str:
-    limits = ("user/max_user_namespaces", "user/max_net_namespaces")
-    for limit in limits:
-        if error.errno == errno.ENOSPC or _read(proc / limit) == "0":
-            name = next((each for each in limits if _read(proc / each) == "0"), limit).replace("/", ".")
-            return f"sudo sysctl -w {name}=15000"
-    if _read(proc / "kernel/unprivileged_userns_clone") == "0":
-        return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
-    if _read(proc / "kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-    if error.errno in (errno.EINVAL, errno.ENOSYS):
-        return _kernel_remedy()
-    # Nothing of the kernel's own forbids it: a seccomp filter does, as container runtimes install one.
-    return "start the container with --security-opt seccomp=unconfined --device /dev/net/tun"
-
-
-def _kernel_remedy() -> str:
-    return "sudo apt install linux-image-$(dpkg --print-architecture)"
 
 
 def _try_rules(inside: Namespace, text: str) -> str | None:
