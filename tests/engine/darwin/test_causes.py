@@ -194,6 +194,27 @@ def test_setup_makes_a_copy_signs_and_tries_it(tmp_path: Path, monkeypatch: pyte
         entitlement.make_copy(SigningMac((15, 0)))
 
 
+def test_a_program_of_ones_own_is_run_by_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str, list[str], str]] = []
+
+    def become(program: str, argv: list[str], environment: dict[str, str]) -> None:
+        started.append((program, argv, environment["PYTHONHOME"]))
+        raise FileNotFoundError(2, "no such file")
+
+    monkeypatch.setattr("os.execve", become)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    copy = str(entitlement.copy_path())
+    for mac in (SigningMac(), SigningMac(), FakeMac(root=True), FakeMac(said=SIGNED)):
+        with pytest.raises(HostError, match="cannot be started: no such file"):
+            entitlement.run_signed(mac, ["program.py", "-x"])
+    assert [each[0] for each in started] == [copy, copy, "/usr/bin/python3", "/usr/bin/python3"]
+    assert all(argv == [program, "program.py", "-x"] for program, argv, _ in started)
+    assert {home for _, _, home in started} == {sys.base_prefix}
+    with pytest.raises(MissingFeature, match="only root"):
+        entitlement.run_signed(FakeMac((15, 0)), ["program.py"])
+    assert explain(FakeMac((26, 0))).hint == "vmnet setup -- program.py"
+
+
 def test_whose_sudo_it_was_and_what_the_vm_inherits() -> None:
     assert entitlement.sudo_user({"SUDO_UID": "501", "SUDO_GID": "20"}) == (501, 20)
     for environ in ({}, {"SUDO_UID": "501"}, {"SUDO_UID": "0", "SUDO_GID": "0"}, {"SUDO_UID": "x", "SUDO_GID": "1"}):

@@ -244,6 +244,8 @@ def test_interfaces_doctor_and_setup_run(controls: Controls) -> None:
     assert doctor.returncode == 69
     setup = vmnet(controls, "setup")
     assert (setup.returncode, "lets only root use vmnet" in setup.stderr) == (MissingFeature.exit_code, True)
+    code = vmnet(controls, "setup", "--", "-c", "import openvmnet; print(openvmnet.__name__)")
+    assert code.stdout == "openvmnet\n", code.stderr  # as root, the interpreter that runs
 
 
 def test_on_a_mac_nothing_of_linuxs_is_imported() -> None:

@@ -111,7 +111,10 @@ def _permission(_options: Options, mac: Mac, _links: list[Link]) -> Cause | None
     if entitlement.permitted(mac):
         return None
     refusal = entitlement.refusal(mac)
-    return Cause(refusal.message, refusal.hint, MissingFeature)
+    cure = refusal.hint
+    if entitlement.signed_counts(mac) and entitlement.copy_path().exists():
+        cure = "vmnet setup -- program.py"  # vmnet run uses the copy by itself, so this is a program of the user's own
+    return Cause(refusal.message, cure, MissingFeature)
 
 
 def _private(options: Options, _mac: Mac, _links: list[Link]) -> Cause | None:

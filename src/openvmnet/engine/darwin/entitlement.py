@@ -23,12 +23,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from openvmnet.errors import HostError, MissingFeature
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from openvmnet.engine.darwin.mac import Mac
 
@@ -109,6 +109,21 @@ def make_copy(mac: Mac, target: Path | None = None) -> Path:
         _try(made)
         made.replace(target)
     return target
+
+
+def run_signed(mac: Mac, argv: Sequence[str]) -> NoReturn:
+    """Become the signed interpreter, with `argv` as its arguments; as root the one that runs. Raises as `make_copy`."""
+    if mac.root or (signed_counts(mac) and entitled(mac)):
+        program, chosen = mac.program, environment()
+    else:
+        target = copy_path()
+        program = str(target if signed_counts(mac) and entitled(mac, str(target)) else make_copy(mac))
+        chosen = environment()
+    sys.stdout.flush()
+    try:
+        os.execve(program, [program, *argv], chosen)  # noqa: S606 - the argument list that the user gave, by no shell
+    except OSError as error:
+        raise HostError(f"'{program}' cannot be started: {error.strerror}") from error
 
 
 def _try(program: Path) -> None:
