@@ -154,6 +154,14 @@ def test_what_is_honest_passes(world, guests):
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("body", [b"\0\x43\0\x44", b"\0\1\0\x44", b"\0\x43\0\1"])
+def test_what_a_later_fragment_begins_with_is_no_port(world, guests, body):
+    a, b, *_ = guests
+    frame = Ether(src=a.mac, dst=b.mac) / IP(src=a.ip, dst=b.ip, frag=5, proto=17) / Raw(body + bytes(60))
+    assert world.passes(frame, a, b) == [bytes(frame)]
+
+
+@pytest.mark.kernel
 def test_a_guest_cannot_draw_the_gateways_frames(world, guests):
     """The bridge learns no MAC of the gateway's from a port: what b sends to the gateway does not reach a."""
     a, b, *_ = guests

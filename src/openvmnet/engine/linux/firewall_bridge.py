@@ -107,6 +107,7 @@ def _guard_ip(mac: str, gateway: IPv4Address | None) -> str:
     ip saddr {{ {gateways}127.0.0.0/8 }} {_SPOOFED}
   }}
   chain guard_udp {{
+    ip frag-off & 0x1fff != 0 return
     udp dport 68 {_SPOOFED}
     udp sport 67 udp dport != 67 {_SPOOFED}
   }}
