@@ -14,6 +14,7 @@ from openvmnet.engine.darwin.framework import Framework
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_REST = [0, 1, 0, 0, 0, 0]  # nothing but the global queue
 _loaded: dict[int, tuple[standin.Standin, Framework]] = {}
 
 
@@ -61,13 +62,11 @@ def _fixture(macos: int) -> Iterator[tuple[Controls, Framework]]:
     control, framework = loaded(macos)
     controls = Controls(control)
     control.library.dispatch_get_global_queue(0, 0)
-    before = controls.left()
+    assert eventually(lambda: controls.left() == _REST)
     yield controls, framework
     controls.rest()
-    deadline = time.monotonic() + 5
-    while controls.left() != before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert controls.left() == before, "interfaces, queues, semaphores, xpc objects, configurations, networks"
+    eventually(lambda: controls.left() == _REST)
+    assert controls.left() == _REST, "interfaces, queues, semaphores, xpc objects, configurations, networks"
 
 
 @pytest.fixture

@@ -345,7 +345,9 @@ class Handle:
     def forked(self) -> None:
         """In the child of a fork: the interface is the parent's."""
         self._gone = "the interface belongs to the process that started it, and this one is a fork of it"
-        self._lock, self._inside = threading.RLock(), []
+        self._lock, self._inside, self._finishing = threading.RLock(), [], True
+        self._ended = threading.Event()
+        self._ended.set()
 
 
 def _nothing() -> None:

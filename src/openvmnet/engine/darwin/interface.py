@@ -8,8 +8,10 @@ is called again and again while they do. Between the two is a pipe:
     a reader          reads packets; when it finds that vmnet is empty it takes the octet out, arms the event, and
                       reads once more, so that what came in between is not waited for
 
-While nobody reads, the octet stays, the event is disarmed, and nothing turns. The keeper is one thread for all links of
-the process: to clear the event inside its own callback is nothing that Apple says is allowed.
+An event that was on its way when the last packet was read makes the pipe readable in vain, once; the next read finds
+nothing and takes the octet out. While nobody reads, the octet stays, the event is disarmed, and nothing turns. The
+keeper is one thread for all links of the process: to clear the event inside its own callback is nothing that Apple says
+is allowed.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class _Keeper:
     """The thread that disarms events."""
 
     def __init__(self) -> None:
-        self._noticed: queue.SimpleQueue[VmnetLink] = queue.SimpleQueue()
+        self._noticed: queue.SimpleQueue[tuple[VmnetLink, int]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.put = self._noticed.put
 
@@ -56,9 +58,9 @@ class _Keeper:
 
     def _run(self) -> None:
         while True:
-            link = self._noticed.get()
+            link, arming = self._noticed.get()
             with contextlib.suppress(VmnetError):  # stopped in between
-                link.noticed()
+                link.noticed(arming)
             del link  # else the last one would be kept until the next
 
 
@@ -88,6 +90,7 @@ class VmnetLink:
         # What says whether the pipe has its octet; held for moments, and never around a call that waits.
         self._state = threading.RLock()
         self._signalled = self._queued = False
+        self._arming = 0  # counts the times that the event was armed, so that a late callback is known as one
         self._pipe = os.pipe()
         for fd in self._pipe:
             os.set_blocking(fd, False)
@@ -102,14 +105,15 @@ class VmnetLink:
     def _available(self) -> None:
         if not self._queued:
             self._queued = True
-            _keeper.put(self)
+            _keeper.put((self, self._arming))
 
-    def noticed(self) -> None:
-        """On the keeper's thread: packets wait."""
+    def noticed(self, arming: int) -> None:
+        """On the keeper's thread: packets wait, or did when the event was armed for the `arming`th time."""
         self._queued = False
         with self._state:
-            self.handle.disarm()
-            self._signal()
+            if self.handle.armed and arming == self._arming:
+                self.handle.disarm()
+                self._signal()
 
     def _signal(self) -> None:
         if not self._signalled:
@@ -135,6 +139,7 @@ class VmnetLink:
             self._calm()
             if self.handle.armed:
                 return False
+            self._arming += 1
             self.handle.arm()
             return True
 
