@@ -113,7 +113,7 @@ def test_network_and_agent_killed_at_once(world: World, pair: tuple[Guest, Guest
         ("start-address=8.8.8.1,end-address=8.8.8.9,subnet-mask=255.255.255.0", "not '8.8.8.1'"),
         ("start-address=192.168.70.9,end-address=192.168.70.2,subnet-mask=255.255.255.0", "'192.168.70.2'"),
         ("start-address=10.0.0.1,end-address=10.0.0.9,subnet-mask=255.0.255.0", "'255.0.255.0'"),
-        ("nat66-prefix=fd00:1::", "nat66-prefix"),
+        ("nat66-prefix=fd00:1::1", "fd00:1::1"),
         ("hostfwd=tcp::22-:22", "hostfwd"),
     ],
 )

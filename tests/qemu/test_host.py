@@ -110,14 +110,15 @@ def test_a_private_network_is_its_guests_own(world: World) -> None:
 
 
 def test_a_private_network_with_addresses_has_the_host(world: World) -> None:
-    with boot(world, f"vmnet-host,net-uuid={OTHER_UUID},{ADDRESSES}", "named") as guest:
+    with boot(world, f"vmnet-host,net-uuid={OTHER_UUID},{ADDRESSES}", "named", "--linger", "0") as guest:
         lease = guest.dhcp()
         assert (lease.address[:8], lease.dns) == ("10.77.0.", ["10.77.0.1"])
         assert "1 packets received" in guest.run("ping -c 1 -W 2 10.77.0.1", check=True).out
+    assert world.wait_gone()
 
 
 def test_a_subnet_belongs_to_one_mode(world: World) -> None:
-    with boot(world, f"vmnet-host,{ADDRESSES}", "owner"):
+    with boot(world, f"vmnet-host,{ADDRESSES}", "owner", "--linger", "0"):
         argv = ["vmnet", "run", "--", *qemu(*virtio(f"vmnet-shared,{ADDRESSES}"))]
         done = world.product_run(argv, check=False)
         assert done.returncode == 3

@@ -97,7 +97,7 @@ def test_half_closed_clients_get_their_answers(tmp_path):
             assert (await read(reader)).answer
             assert (await read(reader)).answer
             assert await ended(reader)
-        assert len(world.service._tcp) == 0
+        assert len(world.service._tcp[0]) == 0
 
     play(scenario, tmp_path)
 
@@ -114,9 +114,9 @@ def test_the_client_that_goes_away(tmp_path):
         await asyncio.sleep(0.05)
         sock.close()  # with a RST
         await asyncio.sleep(0.3)
-        assert len(world.service._tcp) == 0
-        assert not world.service._tcp._clients
-        assert not world.service._tcp._leaving
+        assert len(world.service._tcp[0]) == 0
+        assert not world.service._tcp[0]._clients
+        assert not world.service._tcp[0]._leaving
 
     play(scenario, tmp_path)
 
@@ -142,7 +142,7 @@ def test_what_deserves_no_answer_ends_the_connection(tmp_path, nonsense):
             writer.write(framed(nonsense) + framed(query("vm1.vmnet.internal")))
             assert await ended(reader)
         assert world.stats["ignored"] == 1
-        assert len(world.service._tcp) == 0
+        assert len(world.service._tcp[0]) == 0
 
     play(scenario, tmp_path)
 
@@ -175,7 +175,7 @@ def test_idle_connections_end(tmp_path, monkeypatch):
             assert await ended(idle)
             assert await ended(slow)
             assert asyncio.get_running_loop().time() - started < 1.5
-        assert len(world.service._tcp) == 0
+        assert len(world.service._tcp[0]) == 0
 
     play(scenario, tmp_path)
 
@@ -188,7 +188,7 @@ def test_connections_are_bounded(tmp_path, monkeypatch, caplog):
         async with contextlib.AsyncExitStack() as stack:
             mine = [await stack.enter_async_context(connected(world)) for _ in range(6)]
             await asyncio.sleep(0.1)
-            assert len(world.service._tcp) == 4
+            assert len(world.service._tcp[0]) == 4
             assert world.stats["tcp_turned_away"] == 2
             for reader, _ in mine[4:]:
                 assert await ended(reader)
@@ -202,9 +202,9 @@ def test_connections_are_bounded(tmp_path, monkeypatch, caplog):
                 sock.connect(world.where)
                 others.append(sock)
             await asyncio.sleep(0.1)
-            assert len(world.service._tcp) == 6
+            assert len(world.service._tcp[0]) == 6
         await asyncio.sleep(0.1)
-        assert len(world.service._tcp) == 0
+        assert len(world.service._tcp[0]) == 0
         (message,) = await world.ask_tcp(query("vm1.vmnet.internal"))
         assert message.answer
         assert len([record for record in caplog.records if "one more of" in record.message]) == 1
@@ -232,7 +232,7 @@ def test_unread_answers_stop_the_reading(tmp_path):
             except BlockingIOError:
                 stalled += 1
             await asyncio.sleep(0.01 if stalled else 0)
-        (connection,) = world.service._tcp._connections
+        (connection,) = world.service._tcp[0]._connections
         assert len(connection._output) < 140_000
         assert len(connection._input) < 20_000
         (message,) = await world.ask_tcp(query("vm1.vmnet.internal"))
@@ -254,7 +254,7 @@ def test_no_descriptors_left_is_a_pause_and_no_spin(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(dns_tcp, "_EVERY", 0.2)
 
     async def scenario(world):
-        server = world.service._tcp
+        server = world.service._tcp[0]
         real, calls = server._listener, []
 
         class Exhausted:
@@ -287,6 +287,6 @@ def test_closing_with_connections_open(tmp_path, count):
             for number in range(count):
                 writer.write(framed(query(f"n{number}.example.com")))
             await asyncio.sleep(0.05)
-            world.service._tcp.close()
+            world.service._tcp[0].close()
 
     play(scenario, tmp_path)
