@@ -325,8 +325,8 @@ class UdpUplink:
             self.counters["udp_errors"] += 1
             if error.offender == flow.target:
                 error = error._replace(offender=flow.header.dst)
-            # With the datagram's own beginning: RFC 4443 section 2.4 wants all that fits, and busybox's traceroute6 passes
-            # over errors that quote none of it.
+            # With the datagram's beginning: RFC 4443 section 2.4 wants all that fits, and busybox's traceroute6 takes
+            # no error that quotes none of it.
             message = flow.family.as_icmp(error, quoted=flow.packet + error.data, destination=flow.header.dst)
             if message is not None:
                 self._write(message)
