@@ -41,6 +41,7 @@ def library(macos: int = MACOS[-1], *, sanitizer: str = "") -> Path:
         digest.update(path.read_bytes())
     made = cache() / f"standin-{macos}{'-' + sanitizer if sanitizer else ''}-{digest.hexdigest()[:16]}.so"
     if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
         partial = made.with_suffix(f".{os.getpid()}")
         command = [gcc, *flags, "-o", str(partial), *map(str, sources)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

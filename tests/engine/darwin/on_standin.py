@@ -1,7 +1,7 @@
 """The command `vmnet` as on a Mac, over the stand-in: `python -m tests.engine.darwin.on_standin LIBRARY run -- ...`.
 
-What differs from a Mac's is the library and who asks for it; the relay is started as this module again, with `relay` as
-its command.
+What differs from a Mac is the library, and that whoever asks may use it; the relay is started as this module again,
+with `relay` as its command.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import sys
 
 from openvmnet import engine
 from openvmnet.engine.darwin import framework, launch
+from openvmnet.engine.darwin.mac import Mac
 
 
 def main(argv: list[str]) -> int:
     library, *words = argv
     engine.DARWIN = True
+    Mac.root = property(lambda _: True)  # to the stand-in, whoever asks is
     framework.load = functools.cache(lambda: framework.Framework(library))
     launch._MODULE = ("-m", "tests.engine.darwin.on_standin", library, "relay")
     if words[0] == "relay":

@@ -6,16 +6,12 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 xpc_ref xpc_uint64_create(uint64_t value);
 xpc_ref xpc_uuid_create(const uint8_t *value);
 
-/* Root, or from 26 on an entitlement: standin_set("entitled", 1); and "not_root" makes root an ordinary user. */
-bool entitled(void) {
-  bool root = geteuid() == 0 && !setting("not_root");
-  return root || (MACOS >= 2600 && setting("entitled"));
-}
+/* Whoever asks counts as root, unless standin_set("not_root", 1); then from 26 on "entitled" is enough. */
+bool entitled(void) { return !setting("not_root") || (MACOS >= 2600 && setting("entitled")); }
 
 /* A subnet belongs to one mode; an exclusive one (of a network object that pinned it) to that network alone. */
 #define MOST 64
