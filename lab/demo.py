@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from lab.guest import Guest, GuestError, qemu, virtio
-from lab.world import IPERF_PORTS, PAGE, SERVER, WEB, World
+from lab.world import IPERF_PORTS, PAGE, SERVER, WEB, WEB6, World
 
 _ROUNDS, _SECONDS = 3, 2  # throughput: rounds of both networks in turn, seconds each way
 
@@ -119,6 +119,23 @@ def _outside(red: Guest) -> None:
     if "status 1" not in refused:
         raise Failure(f"a closed port was not refused: {refused}")
     _step("closed port", "refused, as on the host")
+    own = _own_address(red)
+    page = red.run(f"wget -qO- http://[{WEB6}]/", check=True).out
+    if page != PAGE:
+        raise Failure(f"another page came over IPv6: {page}")
+    _step("IPv6", f"http://[{WEB6}]/ fetched by {own}, the guest's own choice in our prefix")
+
+
+def _own_address(guest: Guest) -> str:
+    """The IPv6 address that the guest's kernel has made of the router advertisement, once it may be used (RFC 4862)."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        told = guest.run("ip -6 addr show dev eth0 scope global").out
+        found = re.search(r"inet6 (fd[0-9a-f:]+)/", told)
+        if found and "tentative" not in told:
+            return found[1]
+        time.sleep(0.2)
+    raise Failure(f"the guest has no IPv6 address: {told}")
 
 
 def _throughput(ours: Guest, user: Guest) -> None:
