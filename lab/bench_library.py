@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from lab.rows import OURS, Bench, Sampler, row
+from openvmnet.contract.interface import Interface, Parameters
 from openvmnet.engine.linux.tap import TapLink
-from openvmnet.interface import Interface, Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

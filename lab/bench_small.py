@@ -119,6 +119,23 @@ def _udp_loss(bench: Bench) -> Iterator[dict[str, Sampler]]:
     yield {who: sampler(who) for who in (OURS, *_RIVALS)}
 
 
+@row("udp-loss-equal", "UDP, loss at one rate for all, 90 % of what slirp4netns bridge takes", unit="%", better="lower")
+def _udp_loss_equal(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    rates: dict[str, list[float]] = bench.kept.setdefault("udp rates", {})
+    slow = "slirp4netns bridge"
+
+    def sampler(who: str) -> Sampler:
+        def sample() -> float:
+            if slow not in rates:
+                rates[slow] = [_datagrams(client(bench, slow), bench.seconds, 0)[0]]
+            bits = 0.9 * statistics.median(rates[slow]) * _DATAGRAM * 8
+            return _datagrams(client(bench, who), bench.seconds, bits)[1]
+
+        return sample
+
+    yield {who: sampler(who) for who in (OURS, *_RIVALS)}
+
+
 def _memory(pids: list[int]) -> float:
     """Megabytes of processes' proportional set size: pages that several share are counted once."""
     total = 0

@@ -15,12 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.initramfs import Initramfs
 from lab.paths import cache
+from lab.unpack import unpacked
 
 _KERNELS = ("linux-image-cloud-amd64", "linux-image-virtual")  # Debian's, Ubuntu's
 _DRIVERS = ("virtio_pci", "virtio_net", "vmxnet3", "af_packet")
@@ -88,38 +88,14 @@ def _tool(name: str) -> Path:
 
 def _kernel() -> tuple[Path, Path]:
     """Paths of the kernel and of its modules' directory, downloaded and unpacked when not in the cache."""
-    base = cache() / "image" / "kernel"
-    if not (base / "done").exists():
-        if os.uname().machine != "x86_64":
-            raise SystemExit(
-                f"the guest image is built from an x86-64 distribution's kernel; this is {os.uname().machine}"
-            )
-        base.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base.parent) as scratch:
-            _download(Path(scratch))
-            shutil.rmtree(base, ignore_errors=True)
-            (Path(scratch) / "tree").rename(base)
-        for kernel in (base / "boot").glob("vmlinuz-*"):
-            kernel.chmod(0o644)  # Ubuntu's is root's alone
-        (base / "done").touch()
+    if os.uname().machine != "x86_64":
+        raise SystemExit(f"the guest image is built from an x86-64 distribution's kernel; this is {os.uname().machine}")
+    base = unpacked("kernel", _kernel_packages)
+    for kernel in (base / "boot").glob("vmlinuz-*"):
+        if kernel.stat().st_mode & 0o777 != 0o644:  # Ubuntu's is root's alone
+            kernel.chmod(0o644)
     modules = next(path for path in (base / "lib" / "modules", base / "usr" / "lib" / "modules") if path.is_dir())
     return next((base / "boot").glob("vmlinuz-*")), next(modules.iterdir())
-
-
-def _download(scratch: Path) -> None:
-    packages = _kernel_packages()
-    _say(f"downloading {', '.join(packages)} (unpacked, not installed)")
-    command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages]
-    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-    if done.returncode != 0:  # the package lists may be older than the archive
-        update = ["apt-get", "update", "-qq"]
-        subprocess.run(update if os.geteuid() == 0 else ["sudo", *update], check=True, stdout=sys.stderr)
-        subprocess.run(
-            [*command[:4], *_kernel_packages()], cwd=scratch, check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr
-        )
-    for package in scratch.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(scratch / "tree")], check=True)
-    (scratch / "tree").chmod(0o755)
 
 
 def _kernel_packages() -> list[str]:

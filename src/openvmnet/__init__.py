@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openvmnet import errors, netdev
+    from openvmnet.contract.interface import Interface, Parameters
     from openvmnet.errors import (
         CallerError,
         Conflict,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         Stopped,
         VmnetError,
     )
-    from openvmnet.interface import Interface, Parameters
     from openvmnet.library import interfaces, start, start_async
     from openvmnet.netdev import Bridged, Host, Shared
     from openvmnet.status import Status
@@ -65,8 +65,8 @@ _HOME = {
     "Bridged": "netdev",
     "Host": "netdev",
     "Shared": "netdev",
-    "Interface": "interface",
-    "Parameters": "interface",
+    "Interface": "contract.interface",
+    "Parameters": "contract.interface",
     "Status": "status",
     "interfaces": "library",
     "start": "library",

@@ -10,14 +10,14 @@ from uuid import UUID, uuid4
 import msgspec
 
 from openvmnet import engine
+from openvmnet.contract.interface import Interface, LinkRequest
 from openvmnet.errors import CallerError, HostError, OptionError
-from openvmnet.interface import Interface, LinkRequest
 from openvmnet.netdev import Bridged, Host, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from openvmnet.interface import Link
+    from openvmnet.contract.interface import Link
 
 _T = TypeVar("_T")
 _FIELDS: dict[str, type] = {"isolated": bool, "mtu": int}  # the others are text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from openvmnet.interface import Interface
+from openvmnet.contract.interface import Interface
 from tests.contract.engines import ENGINES
 
 if TYPE_CHECKING:

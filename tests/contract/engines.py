@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import pytest
 
+from openvmnet.contract.interface import LinkRequest, Parameters
 from openvmnet.errors import HostError, LinkError, Stopped
-from openvmnet.interface import LinkRequest, Parameters
 from openvmnet.netdev import Shared
 from openvmnet.status import Status
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from openvmnet.contract.interface import Frame, Link
     from openvmnet.engine.linux.namespace import Namespace
-    from openvmnet.interface import Frame, Link
 
 PARAMETERS = Parameters(mtu=1500, max_packet_size=1514, interface_id=uuid4(), mac_address="52:54:00:00:00:01")
 ETHERTYPE = b"\x88\xb5"  # for experiments (IEEE 802)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from openvmnet.contract.interface import Interface
 from openvmnet.errors import LinkError
-from openvmnet.interface import Interface
 from tests.contract.conftest import cpu
 from tests.contract.engines import MemoryLink, frame, number
 

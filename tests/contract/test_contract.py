@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from openvmnet.contract.interface import MAX_OCTETS, Interface
 from openvmnet.errors import CallerError, LinkError, VmnetError
-from openvmnet.interface import MAX_OCTETS, Interface
 from openvmnet.status import Status
 from tests.contract.conftest import until
 from tests.contract.engines import PARAMETERS, MemoryLink, frame, number

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from openvmnet.contract.interface import Interface
 from openvmnet.errors import Stopped
-from openvmnet.interface import Interface
 from openvmnet.status import Status
 from tests.contract.conftest import until
 from tests.contract.engines import MemoryLink, frame
@@ -155,7 +155,7 @@ def test_a_callback_keeps_its_interface() -> None:
 def test_a_program_that_forgets_is_cleaned_up_after_at_its_end() -> None:
     program = (
         "from tests.contract.engines import MemoryLink, frame\n"
-        "from openvmnet.interface import Interface\n"
+        "from openvmnet.contract.interface import Interface\n"
         "class Told(MemoryLink):\n"
         "    def close(self):\n"
         "        if self._open: print('closed', flush=True)\n"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from openvmnet.contract.interface import Interface
 from openvmnet.errors import LinkError, PacketTooBig, Stopped
-from openvmnet.interface import Interface
 from openvmnet.status import Status
 from tests.contract.conftest import cpu, until
 from tests.contract.engines import frame, number

@@ -13,14 +13,14 @@ import msgspec
 
 from openvmnet import control
 from openvmnet.config import running_config
+from openvmnet.contract.interface import HEADER, Parameters
 from openvmnet.engine.linux.tap import HeadedTapLink, TapLink
 from openvmnet.errors import HostError, OptionError
-from openvmnet.interface import HEADER, Parameters
 from openvmnet.netdev import Bridged, stable_mac
 
 if TYPE_CHECKING:
     from openvmnet.config import NetworkConfig
-    from openvmnet.interface import LinkRequest
+    from openvmnet.contract.interface import LinkRequest
     from openvmnet.netdev import Host, Shared
 
 log = logging.getLogger(__name__)

@@ -43,6 +43,7 @@ HANGUP = select.EPOLLRDHUP
 BROKEN = select.EPOLLERR | select.EPOLLHUP
 
 _SURE = 16  # score of a rhythm; an event in time is one up, one that was waiting two down
+_AT_ONCE = 5e-6  # s; what epoll_wait(2) takes, at the most, when the event is there already
 _LULL = 80e-6  # s; a relay's answer takes 20 to 50 us on one machine
 _BATCH = 256  # events a turn: enough to amortise the system call, few enough to keep turns short
 
@@ -160,17 +161,19 @@ class Lane(selectors.BaseSelector):
         """epoll_wait(2) for `wait` seconds (-1: for ever), which does not sleep at once in a rhythm."""
         poll, clock = self._epoll.poll, time.monotonic
         began = clock()
-        events = poll(0, _BATCH)
-        if events:
-            self._rhythm = max(0, self._rhythm - 2)
-            return events
-        if self._rhythm >= _SURE:
+        if self._rhythm < _SURE:
+            events = poll(wait, _BATCH)
+        else:
             until = began + (_LULL if wait < 0 else min(_LULL, wait))
+            events = poll(0, _BATCH)
             while not events and clock() < until:
                 events = poll(0, _BATCH)
-        if not events and wait:
-            events = poll(wait, _BATCH)
-        if len(events) == 1 and clock() - began < _LULL:
+            if not events and wait:
+                events = poll(wait, _BATCH)
+        lull = clock() - began
+        if lull < _AT_ONCE:
+            self._rhythm = max(0, self._rhythm - 2)
+        elif len(events) == 1 and lull < _LULL:
             self._rhythm = min(2 * _SURE, self._rhythm + 1)
         else:
             self._rhythm = 0

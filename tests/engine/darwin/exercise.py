@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from lab import standin
+from openvmnet.contract.interface import Interface, LinkRequest
 from openvmnet.engine.darwin import symbols
 from openvmnet.engine.darwin.batch import Batch
 from openvmnet.engine.darwin.datapath import Relay, socketpair
@@ -25,7 +26,6 @@ from openvmnet.engine.darwin.interface import open_link, shared_interfaces
 from openvmnet.engine.darwin.network26 import Network, Reservation, Settings
 from openvmnet.engine.darwin.ports import Forward, Rules
 from openvmnet.errors import HostError
-from openvmnet.interface import Interface, LinkRequest
 from openvmnet.netdev import Bridged, Host, Shared, Subnet
 from openvmnet.status import Status
 

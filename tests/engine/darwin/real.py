@@ -28,7 +28,7 @@ from openvmnet.engine.darwin import framework, launch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openvmnet.interface import Interface
+    from openvmnet.contract.interface import Interface
 
 ID = UUID("a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d")
 PATIENCE = 60.0  # s

@@ -83,8 +83,8 @@ def test_open_link_asks_for_the_cause(
 ) -> None:
     from uuid import uuid4
 
+    from openvmnet.contract.interface import LinkRequest
     from openvmnet.engine.darwin.interface import open_link
-    from openvmnet.interface import LinkRequest
 
     controls.set("not_root", 1)
     monkeypatch.setattr(diagnosis, "Mac", lambda: FakeMac((26, 0)))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from openvmnet.contract.interface import Interface, LinkRequest
 from openvmnet.engine.darwin.interface import VmnetLink, open_link, shared_interfaces
 from openvmnet.engine.darwin.patience import Late
 from openvmnet.errors import HostError, LinkError, OptionError, Stopped
-from openvmnet.interface import Interface, LinkRequest
 from openvmnet.netdev import Shared
 from openvmnet.status import Status
 from tests.engine.darwin.conftest import eventually

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from openvmnet.contract.interface import Interface
 from openvmnet.engine.darwin.description import Extras
 from openvmnet.engine.darwin.framework import Mode
 from openvmnet.engine.darwin.handle import Handle, StartFailed
@@ -18,7 +19,6 @@ from openvmnet.engine.darwin.network26 import Network, Reservation, Settings
 from openvmnet.engine.darwin.patience import Late
 from openvmnet.engine.darwin.ports import Forward, Rules
 from openvmnet.errors import HostError, MissingFeature, OptionError, Stopped
-from openvmnet.interface import Interface
 from openvmnet.netdev import Subnet
 from openvmnet.status import Status
 

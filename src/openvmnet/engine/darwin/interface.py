@@ -24,20 +24,20 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+from openvmnet.contract.interface import Parameters
 from openvmnet.engine.darwin import diagnosis, framework
 from openvmnet.engine.darwin.batch import Batch
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
 from openvmnet.errors import LinkError, VmnetError
-from openvmnet.interface import Parameters
 from openvmnet.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from openvmnet.contract.interface import Frame, LinkRequest
     from openvmnet.engine.darwin.framework import Framework
     from openvmnet.engine.darwin.network26 import Network
-    from openvmnet.interface import Frame, LinkRequest
 
 _TRIES, _PAUSE = 10, 50e-6  # s
 
@@ -126,7 +126,7 @@ class VmnetLink:
             os.read(self._pipe[0], 1)
 
     def read(self, limit: int) -> list[bytes]:
-        """At most `limit` frames; see `openvmnet.interface.Link`."""
+        """At most `limit` frames; see `openvmnet.contract.interface.Link`."""
         with self._reading:
             frames = self._take(limit)
             if len(frames) < limit and self._rest():
@@ -157,7 +157,7 @@ class VmnetLink:
         return frames
 
     def write(self, frames: Sequence[Frame]) -> None:
-        """Send one batch, all or an error; see `openvmnet.interface.Link`."""
+        """Send one batch, all or an error; see `openvmnet.contract.interface.Link`."""
         with self._writing:
             self._write(frames)
 

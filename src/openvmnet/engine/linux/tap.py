@@ -24,7 +24,7 @@ from openvmnet.status import Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from openvmnet.interface import Frame, Parameters
+    from openvmnet.contract.interface import Frame, Parameters
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from uuid import UUID
 
 import msgspec
 
-from openvmnet.dispatch import dispatcher
-from openvmnet.ending import Ending
+from openvmnet.contract.dispatch import dispatcher
+from openvmnet.contract.ending import Ending
 from openvmnet.errors import CallerError, LinkError, PacketTooBig, Stopped
 from openvmnet.netdev import Bridged, Host, Shared
 from openvmnet.status import Status
@@ -39,8 +39,8 @@ from openvmnet.status import Status
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from openvmnet.aio import Frames
-    from openvmnet.dispatch import Source
+    from openvmnet.contract.aio import Frames
+    from openvmnet.contract.dispatch import Source
 
 MAX_PACKETS = 200  # of one call on a link; vmnet.framework's documented floor
 MAX_OCTETS = 256 * 1024  # of one call on a link, vmnet.framework's too
@@ -314,7 +314,7 @@ class Interface:
 
     def __aiter__(self) -> Frames:
         """`async for frames in interface`: lists of frames as they come, until the interface is stopped."""
-        from openvmnet.aio import Frames
+        from openvmnet.contract.aio import Frames
 
         self._check()
         return Frames(self.read, self._core.link.fileno(), self._core.ending)

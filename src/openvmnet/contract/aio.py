@@ -13,7 +13,7 @@ from openvmnet.status import Status
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openvmnet.ending import Ending
+    from openvmnet.contract.ending import Ending
 
 
 # Of each loop, who awaits which descriptor: a loop takes one reader for each.
