@@ -264,7 +264,7 @@ assert engine.DARWIN
 import openvmnet.cli, pkgutil
 for name in ("main", "run", "ls", "show", "interfaces", "doctor", "setup"):
     importlib.import_module(f"openvmnet.cli.{name}")
-for name in ("attach.darwin", "attach.relays", "doctor", "library", "aio", "dispatch"):
+for name in ("attach.darwin", "attach.relays", "doctor", "library", "contract.aio", "contract.dispatch"):
     importlib.import_module(f"openvmnet.{name}")
 import openvmnet.engine.darwin
 for module in pkgutil.iter_modules(openvmnet.engine.darwin.__path__):
