@@ -312,6 +312,8 @@ def static_guest(world: World, address: str, mac: str = "52:54:00:aa:bb:09") -> 
 
 
 def test_systemd_networkd(world, tmp_path):
+    if os.environ.get("OPENVMNET_LAB_UID") != "0":
+        pytest.skip("systemd-networkd becomes another user, which takes real root")
     if not NETWORKD.exists():
         pytest.skip("needs systemd-networkd")
     script = tmp_path / "networkd"

@@ -26,6 +26,9 @@ _MESSAGE = 1 << 18
 _FDS = 64  # descriptors in one answer; SCM_RIGHTS carries up to 253
 _TIMEOUT = 10.0  # s; the longest request takes some tens of milliseconds
 
+# No right to it, no such file, or something else under its name (a container's /dev/null).
+_NO_TUN = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTTY, errno.ENODEV, errno.ENXIO)
+
 
 class Reply(NamedTuple):
     """An agent's answer and the descriptors that came with it."""
@@ -182,7 +185,7 @@ def _explain(error: OSError) -> HostError:
     if "unshare" in what or "_map" in what or "setgroups" in what:
         message = f"this host lets {_who()} make no user and network namespace: {what}"
         return MissingFeature(message, hint=remedy.namespaces(error))
-    if what.startswith(("tap", "tun")) and error.errno in (errno.EACCES, errno.ENOENT, errno.EPERM):
+    if what.startswith(("tap", "tun")) and error.errno in _NO_TUN:
         return MissingFeature(
             f"/dev/net/tun cannot be opened by {_who()}: {what}", hint="sudo modprobe tun; sudo chmod 0666 /dev/net/tun"
         )
