@@ -57,7 +57,6 @@ class Dhcp6Service:
         self._ifindex = ifindex
         self._clock = clock
         self._committer: Committer[_Outgoing] = Committer(server.leases, server.leases.file, self._send)
-        self._kick_pending = False
 
     def start(self) -> None:
         """Serve from now on; called on the running loop."""
@@ -65,7 +64,7 @@ class Dhcp6Service:
         ask_for_mark(self._sock)
         join(self._sock, _GROUP, self._ifindex)
         self._lane.watch(self._sock.fileno(), READ, self._on_readable)
-        self.server.leases.on_change = self._on_change
+        self.server.leases.on_change = self._committer.kick_soon
         self._committer.kick()
 
     def close(self) -> None:
@@ -114,12 +113,3 @@ class Dhcp6Service:
         except OSError as error:  # no buffer, the device is down: the client asks again
             self.lost += 1
             log.debug("a DHCPv6 answer was lost: %s", error)
-
-    def _on_change(self) -> None:
-        if not self._kick_pending:
-            self._kick_pending = True
-            asyncio.get_running_loop().call_soon(self._kick)
-
-    def _kick(self) -> None:
-        self._kick_pending = False
-        self._committer.kick()

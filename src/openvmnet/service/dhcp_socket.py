@@ -75,7 +75,6 @@ class DhcpService:
         self._gateway = server.config.gateway.packed
         self._gateway_mac = server.config.gateway_mac
         self._committer: Committer[Reply] = Committer(server.leases, server.leases.file, self._send)
-        self._kick_pending = False
         self._closed = False
 
     def start(self) -> None:
@@ -88,7 +87,7 @@ class DhcpService:
         self._lane.watch(self._udp.fileno(), READ, self._on_udp)
         if self._arp is not None:
             self._lane.watch(self._arp.fileno(), READ, self._on_arp)
-        self.server.leases.on_change = self._on_change
+        self.server.leases.on_change = self._committer.kick_soon
         self._committer.kick()
 
     def close(self) -> None:
@@ -177,15 +176,6 @@ class DhcpService:
             log.debug("a DHCP answer was lost: %s", error)
 
     # Changes from outside a batch: a port that went, for one.
-
-    def _on_change(self) -> None:
-        if not self._kick_pending:
-            self._kick_pending = True
-            asyncio.get_running_loop().call_soon(self._kick)
-
-    def _kick(self) -> None:
-        self._kick_pending = False
-        self._committer.kick()
 
 
 def ask_for_mark(sock: socket.socket) -> None:

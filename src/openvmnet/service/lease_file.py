@@ -99,6 +99,7 @@ class Committer(Generic[_T]):
         self._held: list[_T] = []
         self._in_flight: list[_T] = []  # what the write under way contains
         self._writing = False
+        self._soon = False  # kick() is called at the end of this turn of the loop
         self._closed = False
         self._thread = ThreadPoolExecutor(1, "leases")
         self._failed = False
@@ -128,6 +129,16 @@ class Committer(Generic[_T]):
         done = asyncio.get_running_loop().run_in_executor(self._thread, self._file.write, data)
         done.add_done_callback(self._written)
         asyncio.get_running_loop().call_later(_PATIENCE, self._give_way)
+
+    def kick_soon(self) -> None:
+        """`kick()` once at the end of this turn of the loop, however often this is called in it: one write for all."""
+        if not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._kick_now)
+
+    def _kick_now(self) -> None:
+        self._soon = False
+        self.kick()
 
     def _give_way(self) -> None:
         """Let the write's thread have the interpreter, once a turn of the loop.
