@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _FAMILY = struct.pack("=H", socket.AF_INET)
 _PADDING = bytes(8)
 _SOCKADDR = 16  # sizeof(struct sockaddr_in)
-_NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 IP_TRANSPARENT = 19
 IP_RECVERR = 11
@@ -37,16 +37,16 @@ _value = ctypes.c_int()
 _value_ref = ctypes.byref(_value)
 _linger_now = struct.pack("=ii", 1, 0)
 
-_socket = _libc.socket
-_socket.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
-_connect = _libc.connect
-_connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
-_bind = _libc.bind
-_bind.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
-_accept4 = _libc.accept4
-_accept4.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
-_getsockname = _libc.getsockname
-_getsockname.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+libc_socket = _libc.socket
+libc_socket.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+libc_connect = _libc.connect
+libc_connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+libc_bind = _libc.bind
+libc_bind.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+libc_accept4 = _libc.accept4
+libc_accept4.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+libc_getsockname = _libc.getsockname
+libc_getsockname.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _shutdown = _libc.shutdown
 _shutdown.argtypes = (ctypes.c_int, ctypes.c_int)
 _setsockopt = _libc.setsockopt
@@ -57,58 +57,47 @@ _getsockopt.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_
 
 def tcp() -> int:
     """A non-blocking IPv4 TCP socket."""
-    fd = _socket(socket.AF_INET, socket.SOCK_STREAM | _NONBLOCK, 0)
-    if fd < 0:
-        raise _error()
-    return int(fd)
+    return made(libc_socket(socket.AF_INET, socket.SOCK_STREAM | NONBLOCK, 0))
 
 
 def udp() -> int:
     """A non-blocking IPv4 UDP socket."""
-    fd = _socket(socket.AF_INET, socket.SOCK_DGRAM | _NONBLOCK, 0)
-    if fd < 0:
-        raise _error()
-    return int(fd)
+    return made(libc_socket(socket.AF_INET, socket.SOCK_DGRAM | NONBLOCK, 0))
 
 
 def ping() -> int:
     """A non-blocking ICMP ping socket: icmp(7), net.ipv4.ping_group_range."""
-    fd = _socket(socket.AF_INET, socket.SOCK_DGRAM | _NONBLOCK, socket.IPPROTO_ICMP)
-    if fd < 0:
-        raise _error()
-    return int(fd)
+    return made(libc_socket(socket.AF_INET, socket.SOCK_DGRAM | NONBLOCK, socket.IPPROTO_ICMP))
 
 
 def connect(fd: int, peer: bytes) -> int:
     """Connect to `peer`; gives 0, EINPROGRESS, or the errno of the refusal (it raises nothing)."""
-    if _connect(fd, _FAMILY + peer + _PADDING, _SOCKADDR) == 0:
+    if libc_connect(fd, _FAMILY + peer + _PADDING, _SOCKADDR) == 0:
         return 0
     return ctypes.get_errno()
 
 
 def bind(fd: int, peer: bytes) -> None:
     """Bind to the address and port of `peer`."""
-    if _bind(fd, _FAMILY + peer + _PADDING, _SOCKADDR) != 0:
-        raise _error()
+    if libc_bind(fd, _FAMILY + peer + _PADDING, _SOCKADDR) != 0:
+        raise error()
 
 
 def accept(listener: int) -> tuple[int, bytes] | None:
     """One waiting connection, non-blocking, with its peer; None when none waits or the one that did is gone."""
     _length.value = _SOCKADDR
-    fd = _accept4(listener, _address, _length_ref, _NONBLOCK)
+    fd = libc_accept4(listener, _address, _length_ref, NONBLOCK)
     if fd < 0:
-        number = ctypes.get_errno()
-        if number in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
-            return None
-        raise OSError(number, os.strerror(number))
+        refuse_unless_gone()
+        return None
     return fd, _address.raw[2:8]
 
 
 def local(fd: int) -> bytes:
     """The socket's own end: for an accepted transparent connection, where the guest wanted to go."""
     _length.value = _SOCKADDR
-    if _getsockname(fd, _address, _length_ref) != 0:
-        raise _error()
+    if libc_getsockname(fd, _address, _length_ref) != 0:
+        raise error()
     return _address.raw[2:8]
 
 
@@ -139,6 +128,21 @@ def abort(fd: int) -> None:
     os.close(fd)
 
 
-def _error() -> OSError:
+def made(fd: int) -> int:
+    """The descriptor that a call of libc's gave, unless it is an error."""
+    if fd < 0:
+        raise error()
+    return int(fd)
+
+
+def refuse_unless_gone() -> None:
+    """Raise what accept4(2) failed with, unless no connection waits or the one that did is gone."""
+    failure = error()
+    if failure.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
+        raise failure
+
+
+def error() -> OSError:
+    """What errno says of libc's last call that failed."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import socket
 import struct
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from openvmnet.kernel.sockets import (
+    NONBLOCK,
+    error,
+    libc_accept4,
+    libc_bind,
+    libc_connect,
+    libc_getsockname,
+    libc_socket,
+    made,
+    refuse_unless_gone,
+)
 
 IPV6_TRANSPARENT = 75
 IPV6_RECVERR = 25
@@ -23,64 +32,50 @@ IPV6_RECVFRAGSIZE = 77
 _FAMILY = struct.pack("=H", socket.AF_INET6)
 _FLOW, _SCOPE = bytes(4), bytes(4)
 _SOCKADDR = 28  # sizeof(struct sockaddr_in6)
-_NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _MAPPED = bytes(10) + b"\xff\xff"  # the first twelve octets of an IPv4 address in IPv6's clothes
 
 _address = ctypes.create_string_buffer(_SOCKADDR)
 _length = ctypes.c_uint32(_SOCKADDR)
 _length_ref = ctypes.byref(_length)
 
-_socket = _libc.socket
-_socket.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
-_connect = _libc.connect
-_connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
-_bind = _libc.bind
-_bind.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
-_accept4 = _libc.accept4
-_accept4.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
-_getsockname = _libc.getsockname
-_getsockname.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
 
 def tcp() -> int:
     """A non-blocking IPv6 TCP socket."""
-    return _made(_socket(socket.AF_INET6, socket.SOCK_STREAM | _NONBLOCK, 0))
+    return made(libc_socket(socket.AF_INET6, socket.SOCK_STREAM | NONBLOCK, 0))
 
 
 def udp() -> int:
     """A non-blocking IPv6 UDP socket."""
-    return _made(_socket(socket.AF_INET6, socket.SOCK_DGRAM | _NONBLOCK, 0))
+    return made(libc_socket(socket.AF_INET6, socket.SOCK_DGRAM | NONBLOCK, 0))
 
 
 def ping() -> int:
     """A non-blocking ICMPv6 ping socket: icmp(7), net.ipv4.ping_group_range."""
-    return _made(_socket(socket.AF_INET6, socket.SOCK_DGRAM | _NONBLOCK, socket.IPPROTO_ICMPV6))
+    return made(libc_socket(socket.AF_INET6, socket.SOCK_DGRAM | NONBLOCK, socket.IPPROTO_ICMPV6))
 
 
 def connect(fd: int, peer: bytes) -> int:
     """Connect to `peer`; gives 0, EINPROGRESS, or the errno of the refusal (it raises nothing)."""
     if peer[2:14] == _MAPPED:
         return errno.ENETUNREACH
-    if _connect(fd, _FAMILY + peer[:2] + _FLOW + peer[2:] + _SCOPE, _SOCKADDR) == 0:
+    if libc_connect(fd, _FAMILY + peer[:2] + _FLOW + peer[2:] + _SCOPE, _SOCKADDR) == 0:
         return 0
     return ctypes.get_errno()
 
 
 def bind(fd: int, peer: bytes) -> None:
     """Bind to the address and port of `peer`."""
-    if _bind(fd, _FAMILY + peer[:2] + _FLOW + peer[2:] + _SCOPE, _SOCKADDR) != 0:
-        raise _error()
+    if libc_bind(fd, _FAMILY + peer[:2] + _FLOW + peer[2:] + _SCOPE, _SOCKADDR) != 0:
+        raise error()
 
 
 def accept(listener: int) -> tuple[int, bytes] | None:
     """One waiting connection, non-blocking, with its peer; None when none waits or the one that did is gone."""
     _length.value = _SOCKADDR
-    fd = _accept4(listener, _address, _length_ref, _NONBLOCK)
+    fd = libc_accept4(listener, _address, _length_ref, NONBLOCK)
     if fd < 0:
-        number = ctypes.get_errno()
-        if number in (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR):
-            return None
-        raise OSError(number, os.strerror(number))
+        refuse_unless_gone()
+        return None
     raw = _address.raw
     return fd, raw[2:4] + raw[8:24]
 
@@ -88,18 +83,7 @@ def accept(listener: int) -> tuple[int, bytes] | None:
 def local(fd: int) -> bytes:
     """The socket's own end: for an accepted transparent connection, where the guest wanted to go."""
     _length.value = _SOCKADDR
-    if _getsockname(fd, _address, _length_ref) != 0:
-        raise _error()
+    if libc_getsockname(fd, _address, _length_ref) != 0:
+        raise error()
     raw = _address.raw
     return raw[2:4] + raw[8:24]
-
-
-def _made(fd: int) -> int:
-    if fd < 0:
-        raise _error()
-    return int(fd)
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
