@@ -7,11 +7,13 @@ import shlex
 import click
 
 from openvmnet import engine
+from openvmnet.cli import render
 
 
 @click.command("setup", context_settings={"allow_interspersed_args": False})
+@click.option("--json", "as_json", is_flag=True, help="Print the signed interpreter and its entitlement as JSON.")
 @click.argument("argv", metavar="[-- PROGRAM.py [ARGUMENT]...]", nargs=-1, type=click.UNPROCESSED)
-def command(argv: tuple[str, ...]) -> None:
+def command(as_json: bool, argv: tuple[str, ...]) -> None:
     """Make what this host needs once. On Linux there is nothing to make; vmnet doctor says what is missing.
 
     On macOS 26 or later vmnet takes programs that are signed with com.apple.security.virtualization: this makes a copy
@@ -26,7 +28,7 @@ def command(argv: tuple[str, ...]) -> None:
             from openvmnet.errors import MissingFeature
 
             raise MissingFeature("a signed interpreter is for macOS 26 or later: run the program as it is")
-        click.echo("nothing has to be set up on this host; vmnet doctor says what is missing")
+        _say(None, None, as_json=as_json)
         return
     from openvmnet.engine.darwin import entitlement
     from openvmnet.engine.darwin.mac import Mac
@@ -34,4 +36,14 @@ def command(argv: tuple[str, ...]) -> None:
     if argv:
         entitlement.run_signed(Mac(), argv)
     made = entitlement.make_copy(Mac())
-    click.echo(f"{shlex.quote(str(made))} is signed with {entitlement.ENTITLEMENT}")
+    _say(str(made), entitlement.ENTITLEMENT, as_json=as_json)
+
+
+def _say(interpreter: str | None, entitlement: str | None, *, as_json: bool) -> None:
+    """What was made, None for nothing."""
+    if as_json:
+        render.json({"interpreter": interpreter, "entitlement": entitlement})
+    elif interpreter is None:
+        click.echo("nothing has to be set up on this host; vmnet doctor says what is missing")
+    else:
+        click.echo(f"{shlex.quote(interpreter)} is signed with {entitlement}")
