@@ -374,12 +374,12 @@ def test_a_flood_of_discovers_neither_starves_a_neighbour_nor_fills_memory(world
     hostile = str(Path(__file__).with_name("dhcp_flood.py"))
     with world.running(world.client(sys.executable, hostile, "eth0", "4")) as flood:
         world.wait(lambda event: event.get("mac", "").startswith("52:66:"))
-        began = time.monotonic()
         world.run(world.here("ip", "netns", "exec", "static", *UDHCPC, "-f", "-q", "-n", "-s", str(script)))
-        assert time.monotonic() - began < 1
         assert flood.stdout is not None
         assert int(flood.stdout.read()) > 5000
-    assert sum(event["took"] for event in world.events if event.get("mac") == neighbour) < 0.2
+    # Each of its messages was answered at the first time of asking: udhcpc asks again after three seconds.
+    answers = [event["type"] for event in world.events if event.get("mac") == neighbour]
+    assert answers == [dhcp4.OFFER, dhcp4.ACK]
     offers = sum(event.get("mac", "").startswith("52:66:") and event["type"] == dhcp4.OFFER for event in world.events)
     assert 1000 < offers < 7000
     assert resident(world.pid) - before < 8 << 20
