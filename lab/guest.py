@@ -66,7 +66,7 @@ def qemu(
     argv += ["-cpu", cpu] if cpu else []
     argv += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
     argv += ["-kernel", str(built.kernel), "-initrd", str(built.initrd)]
-    argv += ["-append", f"console=ttyS0 quiet panic=-1 tsc=unstable {append}".strip()]
+    argv += ["-append", f"console=ttyS0 quiet panic=-1 {append}".strip()]
     return [*argv, *network]
 
 
