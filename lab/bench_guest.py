@@ -55,7 +55,7 @@ def _by_mtu(bench: Bench, *options: str) -> dict[str, Sampler]:
 
 @contextlib.contextmanager
 def _plain(world: World, name: str, mtu: int) -> Iterator[Guest]:
-    """A guest whose NIC has neither checksum nor segmentation offload: each frame is the guest's own work."""
+    """A guest without offloads, its NIC's as well as its kernel's own (GRO, GSO): each frame is the guest's work."""
     off = "".join(f",{feature}=off" for feature in _OFFLOADS)
     netdev, nic = virtio(f"vmnet-shared,mtu={mtu}")[1::2]
     argv = ["vmnet", "run", "--name", name, "--", *qemu("-netdev", netdev, "-device", nic + off)]
@@ -63,6 +63,7 @@ def _plain(world: World, name: str, mtu: int) -> Iterator[Guest]:
         guest.wait_boot()
         guest.run(f"echo {world.congestion} >/proc/sys/net/ipv4/tcp_congestion_control")
         guest.dhcp()
+        guest.run("ethtool -K eth0 gro off gso off")
         yield guest
 
 
