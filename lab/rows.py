@@ -108,12 +108,13 @@ def all_rows() -> dict[str, Row]:
 
 
 def measure(chosen: Row, bench: Bench, rounds: int, progress: Callable[[str], None]) -> Outcome:
-    """Measure one row, its contenders in turn."""
+    """Measure one row, its contenders in turn, back and forth: what one leaves behind meets each of the others."""
     outcome = Outcome(chosen, bench.world.congestion)
     try:
         with chosen.contenders(bench) as samplers:
             for number in range(rounds):
-                for who, sampler in samplers.items():
+                turns = list(samplers.items())
+                for who, sampler in reversed(turns) if number % 2 else turns:
                     if who not in outcome.failures:
                         progress(f"{chosen.name}: round {number + 1} of {rounds}, {who}")
                         _sample(outcome, who, sampler)

@@ -134,14 +134,14 @@ class Flow:
         if self.guest < 0:  # closed by an earlier event of the same batch
             return
         try:
-            if mask & WRITE and back.blocked():
+            if mask & WRITE and (back.held or back.spill):
                 self._move(back)
             if mask & _ENDING:
                 out.ending = True
                 if mask & URGENT:
                     out.marked = True
                     out.bulk = False
-            if mask & (READ | _ENDING) and self.guest >= 0 and not out.done and not out.blocked():
+            if mask & (READ | _ENDING) and self.guest >= 0 and not (out.done or out.held or out.spill):
                 self._move(out)
             if mask & BROKEN and self.guest >= 0:
                 self._on_broken(mask, out)
@@ -183,7 +183,10 @@ class Flow:
                 return False
             if count == 0:
                 return True
-            sent = _write(way.sink, _view[:count])
+            try:
+                sent = os.write(way.sink, _view[:count])
+            except BlockingIOError:
+                sent = 0
             way.moved += count
             way.writes += 1
             if way.writes == 2:
