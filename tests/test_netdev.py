@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from openvmnet import netdev
 from openvmnet.errors import OptionError
-from openvmnet.netdev import Bridged, Host, Shared, Subnet
+from openvmnet.netdev import Bridged, Forward, Host, Shared, Subnet, hostfwd
 
 PRIVATE = [IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")]
 IDS = st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,40}", fullmatch=True)
@@ -30,11 +30,31 @@ def triples(draw: st.DrawFn) -> tuple[str, str, str]:
     return str(network[start]), str(network[end]), str(network.netmask)
 
 
+def forwards() -> st.SearchStrategy[Forward]:
+    """Published ports as they can be written."""
+    hosts = st.none() | st.ip_addresses().filter(lambda one: not one.is_multicast and not _zoned(one))
+    guests = st.none() | st.sampled_from([IPv4Address("192.168.64.2"), IPv6Address("fd00::2")])
+    ports = st.integers(1, 65535)
+    return st.builds(Forward, st.sampled_from(["tcp", "udp"]), hosts, ports, guests, ports)
+
+
+def _zoned(address: IPv4Address | IPv6Address) -> bool:
+    return isinstance(address, IPv6Address) and address.scope_id is not None
+
+
+@st.composite
+def published(draw: st.DrawFn) -> tuple[str, ...]:
+    """Rules of one netdev: no port of the host's twice."""
+    key = st.lists(forwards(), max_size=4, unique_by=lambda one: (one.protocol, one.host, one.host_port))
+    return tuple(str(forward) for forward in draw(key))
+
+
 @st.composite
 def options(draw: st.DrawFn) -> Shared:
     start, end, mask = draw(st.one_of(st.just((None, None, None)), triples()))
     prefix = draw(st.none() | st.sampled_from(["fd00::", "fd12:3456:789a:1::", "fdff:ffff:ffff:ffff::/64"]))
-    return Shared(draw(IDS), draw(st.booleans()), start, end, mask, prefix, draw(st.none() | st.integers(1280, 65520)))
+    mtu = draw(st.none() | st.integers(1280, 65520))
+    return Shared(draw(IDS), draw(st.booleans()), start, end, mask, prefix, mtu, hostfwd=draw(published()))
 
 
 @given(options())
@@ -55,6 +75,8 @@ def test_both_forms_mean_the_same(shared: Shared) -> None:
             members[name] = value
     if shared.mtu is not None:
         members["mtu"] = shared.mtu
+    if shared.hostfwd:
+        members["hostfwd"] = [{"str": rule} for rule in shared.hostfwd]
     text = msgspec.json.encode(members).decode()
     assert netdev.parse(text) == shared
     assert netdev.parse(text.replace('"', "'")) == shared
@@ -136,6 +158,11 @@ NAT66 = (
 )
 UUID = "a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d"
 UUID_ = f"Invalid UUID provided in 'net-uuid': it expects 32 hexadecimal digits such as {UUID}, not '{{}}'"
+FORWARD = "Invalid host forwarding rule '{}' ({}): "
+SYNTAX = "it expects [tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport, such as tcp::2222-:22"
+ZONE = "it expects an IPv6 address without a zone, "
+ADDRESS = "it expects an IPv4 address such as 192.168.64.2, or an IPv6 address in brackets, "
+PORT = "it expects a number from 1 to 65535, "
 IDENTIFIER = "Parameter 'id' expects an identifier (letters, digits, '-', '.', '_', starting with a letter), not '{}'"
 
 
@@ -147,8 +174,87 @@ IDENTIFIER = "Parameter 'id' expects an identifier (letters, digits, '-', '.', '
         ("vmnet-shared,id=0x", IDENTIFIER.format("0x"), "id"),
         ("vmnet-shared,id=a/b", IDENTIFIER.format("a/b"), "id"),
         ("vmnet-shared,id=ä", IDENTIFIER.format("ä"), "id"),
-        ("vmnet-shared,id=n,hostfwd=tcp::22-:22", "Invalid parameter 'hostfwd'", "hostfwd"),
-        ('{"type":"vmnet-shared","id":"n","hostfwd":"x"}', "Parameter 'hostfwd' is unexpected", "hostfwd"),
+        ("vmnet-bridged,id=n,ifname=en0,hostfwd=tcp::22-:22", "Invalid parameter 'hostfwd'", "hostfwd"),
+        (
+            '{"type":"vmnet-bridged","id":"n","ifname":"en0","hostfwd":[]}',
+            "Parameter 'hostfwd' is unexpected",
+            "hostfwd",
+        ),
+        (
+            '{"type":"vmnet-shared","id":"n","hostfwd":"tcp::1-:1"}',
+            "Invalid parameter type for 'hostfwd', expected: array",
+            "hostfwd",
+        ),
+        *(
+            (
+                f'{{"type":"vmnet-shared","id":"n","hostfwd":[{member}]}}',
+                'Invalid parameter type for \'hostfwd\', expected: objects such as {"str":"tcp::2222-:22"}',
+                "hostfwd",
+            )
+            for member in ('"tcp::1-:1"', '{"str":1}', "{}", '{"str":"tcp::1-:1","more":1}', "null")
+        ),
+        ("vmnet-shared,id=n,hostfwd", FORWARD.format("on", "No : separators") + SYNTAX, "hostfwd"),
+        ("vmnet-shared,id=n,hostfwd=22", FORWARD.format("22", "No : separators") + SYNTAX, "hostfwd"),
+        (
+            "vmnet-host,id=n,hostfwd=sctp::1-:2",
+            FORWARD.format("sctp::1-:2", "Bad protocol name") + "it expects tcp or udp, not 'sctp'",
+            "hostfwd",
+        ),
+        ("vmnet-shared,id=n,hostfwd=tcp:22", FORWARD.format("tcp:22", "Missing : separator") + SYNTAX, "hostfwd"),
+        ("vmnet-shared,id=n,hostfwd=::22", FORWARD.format("::22", "Bad host port separator") + SYNTAX, "hostfwd"),
+        ("vmnet-shared,id=n,hostfwd=::1-22", FORWARD.format("::1-22", "Missing guest address") + SYNTAX, "hostfwd"),
+        *(
+            (
+                f"vmnet-shared,id=n,hostfwd=tcp:{host}:1-:2",
+                FORWARD.format(f"tcp:{host}:1-:2", "Bad host address") + ADDRESS + f"not '{host}'",
+                "hostfwd",
+            )
+            for host in ("localhost", "127.1", "192.168.64.01")
+        ),
+        (
+            "vmnet-shared,id=n,hostfwd=tcp:[fe80::1%eth0]:1-:2",
+            FORWARD.format("tcp:[fe80::1%eth0]:1-:2", "Bad host address") + ZONE + "not 'fe80::1%eth0'",
+            "hostfwd",
+        ),
+        (
+            "vmnet-shared,id=n,hostfwd=tcp::1-guest:2",
+            FORWARD.format("tcp::1-guest:2", "Bad guest address") + ADDRESS + "not 'guest'",
+            "hostfwd",
+        ),
+        (
+            "vmnet-shared,id=n,hostfwd=tcp::1-127.0.0.1:2",
+            FORWARD.format("tcp::1-127.0.0.1:2", "Bad guest address") + "127.0.0.1 is no address of a guest's",
+            "hostfwd",
+        ),
+        *(
+            (
+                f"vmnet-shared,id=n,hostfwd=tcp::{port}-:2",
+                FORWARD.format(f"tcp::{port}-:2", "Bad host port") + PORT + f"not '{port}'",
+                "hostfwd",
+            )
+            for port in ("0", "65536", "+1", "022", "0x16", "", "ssh", "\u0661")
+        ),
+        *(
+            (
+                f"vmnet-shared,id=n,hostfwd=tcp::1-:{port}",
+                FORWARD.format(f"tcp::1-:{port}", "Bad guest port") + PORT + f"not '{port}'",
+                "hostfwd",
+            )
+            for port in ("0", "65536", "", "22:")
+        ),
+        (
+            "vmnet-shared,id=n,hostfwd=tcp::1-:2,hostfwd=::1-:3",
+            "Could not set up host forwarding rule '::1-:3': 'tcp::1-:2' has that port of the host's",
+            "hostfwd",
+        ),
+        (
+            f"vmnet-host,id=n,net-uuid={UUID},hostfwd=tcp::1-:2",
+            (
+                "Could not set up host forwarding rule 'tcp::1-:2': the host is not on a private network (net-uuid) "
+                "without start-address, end-address and subnet-mask"
+            ),
+            "hostfwd",
+        ),
         ("vmnet-shared,id=n,isolated=maybe", "Parameter 'isolated' expects 'on' or 'off', not 'maybe'", "isolated"),
         ("vmnet-shared,id=n,isolated=ON", "Parameter 'isolated' expects 'on' or 'off', not 'ON'", "isolated"),
         (
@@ -293,6 +399,39 @@ def test_the_prefix_is_a_network_of_64_bits() -> None:
         assert isinstance(shared, Shared)
         assert shared.prefix == IPv6Network("fd00:1::/64")
     assert Shared("n").prefix is None
+
+
+@given(forwards())
+def test_a_rule_is_read_back(forward: Forward) -> None:
+    assert hostfwd.parse(str(forward)) == forward
+
+
+@given(st.text(max_size=40) | st.text(alphabet="tcpud:-[].0123456789abf", max_size=40))
+def test_any_text_is_a_rule_or_begins_with_qemus_words(text: str) -> None:
+    said, forward = "", None
+    try:
+        forward = hostfwd.parse(text)
+    except OptionError as error:
+        said = error.message
+    assert said.startswith(f"Invalid host forwarding rule '{text}' (") == (forward is None)
+    assert forward is None or hostfwd.parse(str(forward)) == forward
+
+
+def test_a_rule_has_defaults_and_brackets() -> None:
+    assert hostfwd.parse("::2222-:22") == Forward("tcp", None, 2222, None, 22)
+    assert hostfwd.parse("udp:127.0.0.1:53-192.168.64.9:5353") == Forward(
+        "udp", IPv4Address("127.0.0.1"), 53, IPv4Address("192.168.64.9"), 5353
+    )
+    assert hostfwd.parse("tcp:[::]:80-[fd00::7]:8080") == Forward(
+        "tcp", IPv6Address("::"), 80, IPv6Address("fd00::7"), 8080
+    )
+
+
+def test_the_rules_of_a_netdev_have_a_bound() -> None:
+    rules = tuple(f"tcp::{port}-:22" for port in range(1, 514))
+    assert len(Shared("n", hostfwd=rules[:512]).forwards) == 512
+    with pytest.raises(OptionError, match="is there 513 times; a netdev takes 512"):
+        Shared("n", hostfwd=rules).validate()
 
 
 @given(IDS, st.booleans(), st.none() | triples(), st.none() | st.uuids(), st.none() | st.integers(1280, 65520))

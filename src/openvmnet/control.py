@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from openvmnet.config import NetworkConfig
+    from openvmnet.netdev import Forward
 
 _START_TIMEOUT = 15.0  # s; a start takes about 0.2 s, on a machine that swaps some seconds
 _CALL_TIMEOUT = 10.0  # s
@@ -76,7 +77,7 @@ class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op", omit_
     """A port for one NIC of a VM; `identity` (its name or disk) and `index` decide the MAC where none is given.
 
     `offloads`: each frame bears a virtio_net_hdr, and may be longer than the MTU or lack its checksum. Without
-    `allocate_mac` no MAC is decided, and the NIC's is not known.
+    `allocate_mac` no MAC is decided, and the NIC's is not known. `hostfwd` has the rules of its published ports.
     """
 
     vm: str
@@ -88,6 +89,7 @@ class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op", omit_
     pid: int
     offloads: bool = True
     allocate_mac: bool = True
+    hostfwd: tuple[str, ...] = ()
 
 
 class ShowRequest(msgspec.Struct, frozen=True, tag="show", tag_field="op"):
@@ -103,6 +105,25 @@ class PlugReply(msgspec.Struct, frozen=True):
     port: str
     mac: str
     network: str
+
+
+class PublishedView(msgspec.Struct, frozen=True):
+    """A port of the host's, `host_port` at `host_address`, that leads to `guest_port` of the VM.
+
+    `guest_address` is where a client would be led now, None where the VM has no address yet.
+    """
+
+    protocol: Literal["tcp", "udp"]
+    host_address: str
+    host_port: int
+    guest_address: str | None
+    guest_port: int
+
+    @classmethod
+    def of(cls, forward: Forward, guest: str | None) -> PublishedView:
+        """How `forward` is shown while its guest is at `guest`."""
+        host = "0.0.0.0" if forward.host is None else str(forward.host)  # noqa: S104 - shown, not bound
+        return cls(forward.protocol, host, forward.host_port, guest, forward.guest_port)
 
 
 class PortView(msgspec.Struct, frozen=True):
@@ -123,6 +144,7 @@ class PortView(msgspec.Struct, frozen=True):
     dropped: int
     pid: int
     addresses6: list[str] = []
+    published: list[PublishedView] = []
 
 
 class NetworkView(msgspec.Struct, frozen=True):

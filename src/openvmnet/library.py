@@ -127,6 +127,14 @@ def _request(
     for field in msgspec.structs.fields(chosen):
         value = getattr(chosen, field.name)
         wanted = _FIELDS.get(field.name, str)
+        if field.name == "hostfwd":
+            if type(value) is not tuple or not all(type(rule) is str for rule in value):
+                raise OptionError(
+                    "Invalid parameter type for 'hostfwd', expected: tuple of text such as ('tcp::2222-:22',)",
+                    option="hostfwd",
+                    value=repr(value),
+                )
+            continue
         if type(value) is not wanted and not (value is None and wanted is not bool):
             option = field.name.replace("_", "-")
             raise OptionError(

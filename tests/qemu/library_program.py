@@ -110,6 +110,16 @@ def be_a_guest(interface: Interface, asked: dict[str, Any]) -> dict[str, Any]:
     return {"broken": guest.broken}
 
 
+def serve(interface: Interface, asked: dict[str, Any]) -> dict[str, Any]:
+    """Answer one UDP datagram to port 53 in capitals, to where it came from."""
+    guest = Guest(interface)
+    print(json.dumps({"address": guest.dhcp()}), flush=True)
+    asker = guest.until(lambda packet: UDP in packet and packet[UDP].dport == 53, asked["seconds"])
+    back = IP(src=guest.address, dst=asker[IP].src) / UDP(sport=53, dport=asker[UDP].sport)
+    guest.send(Ether(src=guest.mac, dst=asker.src) / back / bytes(asker[UDP].payload).upper())
+    return {"from": asker[IP].src}
+
+
 def flood(interface: Interface, asked: dict[str, Any]) -> dict[str, Any]:
     """Broadcasts for some seconds, a hundred each hundredth of a second."""
     data = bytes(Ether(src=Guest(interface).mac, dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(100))
@@ -157,7 +167,7 @@ def main(asked: dict[str, Any]) -> None:
         fail()
         return
     options = openvmnet.netdev.parse(asked.get("options", "vmnet-shared,id=n0"))
-    work = {"be a guest": be_a_guest, "flood": flood}[asked["do"]]
+    work = {"be a guest": be_a_guest, "flood": flood, "serve": serve}[asked["do"]]
     with openvmnet.start(options, **asked.get("start", {})) as interface:
         print(json.dumps(work(interface, asked)), flush=True)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from openvmnet.control import NetworkView, PortView
+from openvmnet.control import NetworkView, PortView, PublishedView
 from openvmnet.engine.darwin import leases, records
 from openvmnet.errors import NotFound
+from openvmnet.netdev import hostfwd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,13 +72,14 @@ def _view(name: str, members: list[Record], given: Sequence[Lease]) -> NetworkVi
 def _port(record: Record, given: Sequence[Lease]) -> PortView:
     lease = None if record.mac is None else leases.address_of(record.mac, list(given), time.time())
     counters = record.counters
+    address = None if lease is None else str(lease.address)
     return PortView(
         port=str(record.pid),
         vm=record.vm,
         netdev=record.netdev,
         mac=record.mac or "",
         isolated=record.isolated,
-        address=None if lease is None else str(lease.address),
+        address=address,
         hostname=None if lease is None else lease.name,
         lease_expires=None if lease is None else float(lease.expires),
         rx_bytes=counters.down_octets,
@@ -86,4 +88,8 @@ def _port(record: Record, given: Sequence[Lease]) -> PortView:
         tx_packets=counters.up_packets,
         dropped=counters.down_dropped + counters.up_dropped,
         pid=record.vm_pid,
+        published=[
+            PublishedView.of(forward, str(forward.guest) if forward.guest else address)
+            for forward in hostfwd.parse_all(record.hostfwd)
+        ],
     )

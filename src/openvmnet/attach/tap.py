@@ -99,6 +99,7 @@ def _plug_request(request: LinkRequest) -> control.PlugRequest:
         pid=os.getpid(),
         offloads=False,
         allocate_mac=request.allocate_mac_address,
+        hostfwd=() if isinstance(request.options, Bridged) else request.options.hostfwd,
     )
 
 

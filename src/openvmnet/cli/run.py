@@ -63,6 +63,7 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
       nat66-prefix=PREFIX     (shared)                   a unique local /64, such as fd12:3456:789a:1::
       net-uuid=UUID           (host)                     a private network: VMs with the same UUID
       mtu=1280..65520         (shared, host)             octets of IP in a frame; 1500
+      hostfwd=tcp::2222-:22   (shared, host)             a port of the host's that leads to one of the VM's
       ifname=NAME             (bridged)                  see vmnet interfaces
     """
     if not math.isfinite(linger):  # click lets nan pass any range
@@ -146,6 +147,7 @@ def _request(planned: Plan, netdev: PlannedNetdev) -> control.PlugRequest:
         index=netdev.index,
         isolated=netdev.options.isolated,
         pid=pid,
+        hostfwd=() if isinstance(netdev.options, Bridged) else netdev.options.hostfwd,
     )
 
 

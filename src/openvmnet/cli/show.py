@@ -12,7 +12,7 @@ from openvmnet.cli import render
 from openvmnet.cli.render import Column
 
 if TYPE_CHECKING:
-    from openvmnet.control import NetworkView, PortView
+    from openvmnet.control import NetworkView, PortView, PublishedView
 
 _COLUMNS = (
     Column("PORT"),
@@ -85,8 +85,16 @@ def _print(view: NetworkView) -> None:
         for port in view.ports:
             if port.addresses6:
                 click.echo(f"{port.port} over IPv6: {', '.join(port.addresses6)}")
+            for published in port.published:
+                click.echo(f"{port.port} publishes {_published(published)}")
     else:
         click.echo("no VM is plugged in")
+
+
+def _published(port: PublishedView) -> str:
+    """`tcp 0.0.0.0:2222 to 192.168.64.2:22`."""
+    host, guest = (f"[{one}]" if one and ":" in one else one for one in (port.host_address, port.guest_address))
+    return f"{port.protocol} {host}:{port.host_port} to {guest or '(no address yet)'}:{port.guest_port}"
 
 
 def _counters(counters: dict[str, int]) -> list[tuple[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from openvmnet.netdev.hostfwd import Forward
 from openvmnet.netdev.mac import stable_mac
 from openvmnet.netdev.options import KINDS, MTU_LEAST, MTU_MOST, Bridged, Host, Shared, from_items, from_json, parse
 from openvmnet.netdev.subnet import Subnet, candidates, unique_local
@@ -12,6 +13,7 @@ __all__ = [
     "MTU_LEAST",
     "MTU_MOST",
     "Bridged",
+    "Forward",
     "Host",
     "Items",
     "Shared",

@@ -9,7 +9,8 @@ Each value is validated where it is read, which QEMU does not: a wrong address c
 unknown key is `Invalid parameter` in text and `Parameter ... is unexpected` in JSON; the first `id` counts, of any
 other key the last.
 
-`mtu` is ours: QEMU leaves a vmnet interface its 1,500.
+`mtu` is ours: QEMU leaves a vmnet interface its 1,500. So is `hostfwd`, of which each counts: it is the one of
+`-netdev user`, in its syntax and words (see `hostfwd`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import msgspec
 
 from openvmnet.errors import OptionError
+from openvmnet.netdev import hostfwd as rules
 from openvmnet.netdev.subnet import Subnet, unique_local
 from openvmnet.netdev.syntax import Items, backend, join, load_json, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv6Network
+
+    from openvmnet.netdev.hostfwd import Forward
 
 MTU_LEAST, MTU_MOST = 1280, 65520  # RFC 8200 section 5; what a TAP and a guest's driver take with headers
 
@@ -54,6 +58,8 @@ class Netdev(msgspec.Struct, frozen=True):
             if option == "isolated":
                 if value:
                     items.append((option, "on"))
+            elif option == "hostfwd":
+                items += [(option, rule) for rule in value]
             elif value is not None:
                 items.append((option, str(value)))
         return join(items)
@@ -76,7 +82,23 @@ class Netdev(msgspec.Struct, frozen=True):
             )
 
 
-class _Addressed(Netdev, frozen=True):
+class _Publishing(Netdev, frozen=True, kw_only=True):
+    """A backend that publishes ports: `hostfwd` has those of the host's, each as in QEMU's `-netdev user`."""
+
+    hostfwd: tuple[str, ...] = ()
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The published ports. Raises OptionError."""
+        return rules.parse_all(self.hostfwd)
+
+    def validate(self) -> None:
+        """Raise OptionError for the first value that is wrong."""
+        super().validate()
+        _ = self.forwards
+
+
+class _Addressed(_Publishing, frozen=True):
     """A backend with a subnet of its own: `start_address` is the gateway, the pool follows up to `end_address`."""
 
     start_address: str | None = None
@@ -141,7 +163,13 @@ class Host(_Addressed, frozen=True):
     def validate(self) -> None:
         """Raise OptionError for the first value that is wrong."""
         super().validate()
-        _ = self.uuid
+        if self.uuid is not None and self.subnet is None and self.hostfwd:
+            raise OptionError(
+                f"Could not set up host forwarding rule '{self.hostfwd[0]}': the host is not on a private network "
+                "(net-uuid) without start-address, end-address and subnet-mask",
+                option="hostfwd",
+                value=self.hostfwd[0],
+            )
 
 
 class Bridged(Netdev, frozen=True):
@@ -180,6 +208,7 @@ def from_items(items: Items, *, need_id: bool) -> Shared | Host | Bridged:
     kind = _kind(backend(items))
     fields = _fields(kind)
     values: dict[str, object] = {}
+    forwards: list[str] = []
     for key, given in items:
         if key is None or key == "type":
             continue
@@ -190,8 +219,11 @@ def from_items(items: Items, *, need_id: bool) -> Shared | Host | Bridged:
             raise OptionError(f"Invalid parameter '{key}'", option=key, value=given or "", hint=_known(kind))
         if key == "id" and "id" in values:
             continue
-        values[fields[key]] = _typed(key, value)
-    return _build(kind, values, need_id=need_id)
+        if key == "hostfwd":
+            forwards.append(value)
+        else:
+            values[fields[key]] = _typed(key, value)
+    return _build(kind, values | ({"hostfwd": tuple(forwards)} if forwards else {}), need_id=need_id)
 
 
 def from_json(text: str) -> Shared | Host | Bridged:
@@ -211,6 +243,8 @@ def from_json(text: str) -> Shared | Host | Bridged:
             values["isolated"] = _checked(members, key, bool, "boolean")
         elif key == "mtu":
             values["mtu"] = _checked(members, key, int, "integer")
+        elif key == "hostfwd":
+            values["hostfwd"] = _rules(members)
         else:
             values[fields[key]] = _checked(members, key, str, "string")
     return _build(kind, values, need_id=True)
@@ -250,6 +284,21 @@ def _checked(members: Mapping[str, object], key: str, kind: type[_Value], word: 
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise OptionError(f"Invalid parameter type for '{key}', expected: {word}", option=key, value=str(value))
     return value
+
+
+def _rules(members: Mapping[str, object]) -> tuple[str, ...]:
+    """QEMU's StringList of `hostfwd`: [{"str": RULE}, ...]."""
+    found = []
+    for member in _checked(members, "hostfwd", list, "array") or []:
+        rule = member.get("str") if isinstance(member, dict) and len(member) == 1 else None
+        if not isinstance(rule, str):
+            raise OptionError(
+                'Invalid parameter type for \'hostfwd\', expected: objects such as {"str":"tcp::2222-:22"}',
+                option="hostfwd",
+                value=str(member),
+            )
+        found.append(rule)
+    return tuple(found)
 
 
 def _typed(key: str, value: str) -> object:

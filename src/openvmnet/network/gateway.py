@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
     from openvmnet.netdev import Subnet
     from openvmnet.network.port import Port
+    from openvmnet.service.leases import Lease
 
 DOMAIN = "vmnet.internal"
 
@@ -92,6 +93,13 @@ class Gateway:
         if self.six is not None:
             addresses |= self.six.port_gone(port)
         return addresses
+
+    def lease_of(self, port: Port) -> Lease | None:
+        """What the port's MAC has; where nobody knows that, what came through the port last."""
+        if port.mac:
+            return self.leases.by_mac(port.packed_mac, port.mark)
+        of_port = (lease for lease in self.leases if lease.port == port.mark)
+        return max(of_port, key=lambda lease: lease.expires, default=None)
 
     def moves(self) -> int:
         """A number that changes with each address that came into or out of use."""

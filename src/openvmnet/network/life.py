@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from openvmnet import control, state
 from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
-from openvmnet.errors import Conflict, Exhausted, HostError
+from openvmnet.errors import Conflict, Exhausted, HostError, OptionError
 from openvmnet.netdev import stable_mac
 from openvmnet.network.gateway import Gateway
 from openvmnet.network.outside import Outside
 from openvmnet.network.port import Port, Record
+from openvmnet.network.published import PublishedPorts
 from openvmnet.network.view import view
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Network:
         self.ports: dict[str, Port] = {}
         self.gateway: Gateway | None = None
         self.outside: Outside | None = None
+        self.published: PublishedPorts | None = None
         self._lane = lane
         self._agent = agent
         self._before = before
@@ -99,13 +101,18 @@ class Network:
             raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
         mac = self._mac_for(request) if request.allocate_mac else ""
         number = self._number()
-        port = Port(number, request.vm, request.netdev, mac, request.isolated, request.pid)
+        port = Port(number, request.vm, request.netdev, mac, request.isolated, request.pid, request.hostfwd)
+        self._publish(port)
         self.ports[port.link] = port
         try:
             _, fd = await self.engine.plug(number, isolated=request.isolated, offloads=request.offloads)
         except BaseException:
             self.ports.pop(port.link, None)
+            if self.published is not None:
+                self.published.give_back(port)
             raise
+        if self.published is not None:
+            self.published.start(port.link)
         self._crowd()
         if self.gateway is not None:
             self.gateway.port_added(port)
@@ -151,6 +158,21 @@ class Network:
         self._closers.append(self.outside.close)
         self.gateway = Gateway(self._lane, self.engine, self.config, subnet, self.ports.values())
         self._closers.append(self.gateway.close)
+        self.published = PublishedPorts(self._lane, self.engine, self.outside, self.gateway, self.name, subnet)
+        self._closers.append(self.published.close)
+        for port in self.ports.values():
+            self.news += self.published.take_again(port)
+
+    def _publish(self, port: Port) -> None:
+        """Take the host's ports that a VM's port publishes. Raises where that cannot be."""
+        if self.published is not None:
+            self.published.take(port)
+        elif port.hostfwd:
+            raise OptionError(
+                f"Could not set up host forwarding rule '{port.hostfwd[0]}': the host is not on network '{self.name}'",
+                option="hostfwd",
+                value=port.hostfwd[0],
+            )
 
     def _crowd(self) -> None:
         """Guests share the process's time while there are several."""
@@ -209,6 +231,8 @@ class Network:
         if self.outside is not None:
             for address in addresses:
                 self.outside.forget_guest(ipaddress.ip_address(address).packed)
+        if self.published is not None:
+            self.published.give_back(port)
         self._crowd()
         self._save()
         self._spawn(self.engine.unplug(link))
@@ -244,6 +268,8 @@ class Network:
         while self.outside is not None:
             await asyncio.sleep(_SWEEP)
             self.outside.sweep()
+            if self.published is not None:
+                self.published.sweep()
 
     async def _guard(self) -> None:
         """Keep the firewall's sets of leased addresses in step with the leases."""

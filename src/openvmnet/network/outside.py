@@ -71,6 +71,11 @@ class Outside:
         for uplink in self._uplinks:
             uplink.forget_guest(address)
 
+    def forget_port(self, number: int) -> None:
+        """The port is gone, and its flows with it."""
+        self.tcp.forget_port(number)
+        self.udp.forget_port(number)
+
     def flows(self) -> dict[str, int]:
         """Flows by kind."""
         return {

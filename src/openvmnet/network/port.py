@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Port(msgspec.Struct, frozen=True):
-    """One VM's NIC: number `number` on the bridge as link vmNUMBER; `mac` is empty where nobody knows it."""
+    """One VM's NIC: number `number` on the bridge as link vmNUMBER; `mac` is empty where nobody knows it.
+
+    `hostfwd` has the rules of its published ports.
+    """
 
     number: int
     vm: str
@@ -24,6 +27,7 @@ class Port(msgspec.Struct, frozen=True):
     mac: str
     isolated: bool
     pid: int
+    hostfwd: tuple[str, ...] = ()
 
     @property
     def link(self) -> str:

@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING
 
 from openvmnet import control
+from openvmnet.netdev import hostfwd
 from openvmnet.network.gateway import DOMAIN
 
 if TYPE_CHECKING:
     from openvmnet.network.life import Network
     from openvmnet.network.port import Port
-    from openvmnet.service.leases import Lease
 
 
 async def view(network: Network) -> control.NetworkView:
@@ -24,6 +24,8 @@ async def view(network: Network) -> control.NetworkView:
     for part in (outside, gateway):
         if part is not None:
             counters |= part.counters()
+    if network.published is not None:
+        counters |= network.published.counters
     with contextlib.suppress(Exception):
         counters |= {f"firewall_{name}": count for name, count in (await network.engine.counters()).items()}
     return control.NetworkView(
@@ -49,14 +51,13 @@ async def view(network: Network) -> control.NetworkView:
     )
 
 
-def _lease(network: Network, port: Port) -> Lease | None:
-    """What the port's MAC has; where nobody knows that, what came through the port last."""
-    if network.gateway is None:
-        return None
-    leases = network.gateway.leases
-    if port.mac:
-        return leases.by_mac(port.packed_mac, port.mark)
-    return max((lease for lease in leases if lease.port == port.mark), key=lambda lease: lease.expires, default=None)
+def _published(network: Network, port: Port) -> list[control.PublishedView]:
+    if network.published is None:
+        return []
+    return [
+        control.PublishedView.of(forward, network.published.guest(port, forward))
+        for forward in hostfwd.parse_all(port.hostfwd)
+    ]
 
 
 def _ports(network: Network) -> list[control.PortView]:
@@ -65,7 +66,7 @@ def _ports(network: Network) -> list[control.PortView]:
     six = network.gateway.six if network.gateway is not None else None
     views = []
     for port in network.ports.values():
-        lease = _lease(network, port)
+        lease = network.gateway.lease_of(port) if network.gateway is not None else None
         link = links.get(port.link)
         views.append(
             control.PortView(
@@ -85,6 +86,7 @@ def _ports(network: Network) -> list[control.PortView]:
                 tx_packets=link.rx_packets if link else 0,
                 dropped=link.tx_dropped + link.rx_dropped if link else 0,
                 pid=port.pid,
+                published=_published(network, port),
             )
         )
     return views

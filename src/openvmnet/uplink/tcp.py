@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 OPENINGS_PER_GUEST = 512
 ACCEPT_TIMEOUT = 30.0  # s; a guest that answers at all answers a SYN-ACK within a round trip of the bridge
 KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection after (RFC 5382: 2 h 4 min at the least)
+KEEPALIVE = ((socket.TCP_KEEPIDLE, KEEPALIVE_IDLE), (socket.TCP_KEEPINTVL, 60), (socket.TCP_KEEPCNT, 5))
 LOST_TIMEOUT = 60.0  # s for a peer to take what the other side sent before it was reset (a kernel's own patience, too)
 _ACCEPTS = 64  # connections accepted in one turn
 
@@ -116,6 +117,7 @@ class TcpUplink:
         self.opening: dict[int, int] = {}  # openings by owner
         self.held: dict[int, int] = {}  # openings and flows by owner
         self.flows: set[Flow] = set()
+        self.inward = 0  # openings of published ports, which keep them themselves
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
         # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
         self.destination: Callable[[bytes, int], bytes | None] = itself
@@ -165,15 +167,31 @@ class TcpUplink:
 
     def pending(self) -> int:
         """Openings now."""
-        return len(self.openings)
+        return len(self.openings) + self.inward
 
     def full(self, owner: int) -> bool:
         """Whether a port, or all of them, have as many connections as they may."""
         return (
             self.opening.get(owner, 0) >= OPENINGS_PER_GUEST
             or self.held.get(owner, 0) >= self.limit - self.limit // 8
-            or len(self.openings) + len(self.flows) >= self.limit
+            or self.pending() + len(self.flows) >= self.limit
         )
+
+    def count_inward(self, owner: int, change: int) -> None:
+        """An opening of a published port begins (1), or ends (-1), as a flow or otherwise."""
+        self.inward += change
+        _count(self.opening, owner, change)
+        _count(self.held, owner, change)
+
+    def begin(self, flow: Flow) -> None:
+        """A flow begins."""
+        self.flows.add(flow)
+        _count(self.held, flow.owner, 1)
+
+    def forget_port(self, owner: int) -> None:
+        """The port is gone, and with it every flow of its own."""
+        for flow in [one for one in self.flows if one.owner == owner]:
+            flow.abort()
 
     def add(self, opening: Opening) -> None:
         """An opening begins."""
@@ -230,11 +248,7 @@ class Door:
         self._accept_fd = listener.fileno()
         self._error_source = error_source
         self._awaited = 0  # guests that the kernel shakes hands with
-        for option, value in (
-            (socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
-            (socket.TCP_KEEPINTVL, 60),
-            (socket.TCP_KEEPCNT, 5),
-        ):
+        for option, value in KEEPALIVE:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit all of it
         for option in (socket.SO_KEEPALIVE, socket.SO_OOBINLINE):
             listener.setsockopt(socket.SOL_SOCKET, option, 1)

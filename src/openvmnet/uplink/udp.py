@@ -372,8 +372,7 @@ class UdpUplink:
             if error:
                 raise OSError(error, os.strerror(error))
             flow = UdpFlow(self, family, key, packet, header, guest, host, target)
-            self._lane.watch(guest, READ, flow.on_guest)
-            self._lane.watch(host, READ, flow.on_host)
+            self._enter(flow)
         except (OSError, HostError) as error:
             for fd in (guest, host):
                 if fd >= 0:
@@ -381,11 +380,30 @@ class UdpUplink:
                     os.close(fd)
             self._refuse(family, packet, header, error)
             return None
-        flow.last = time.monotonic()
-        self._flows[key] = flow
-        self._owners.setdefault(flow.owner, OrderedDict())[key] = flow
         self.counters["udp_opened"] += 1
         return flow
+
+    def find(self, key: bytes) -> UdpFlow | None:
+        """The flow of that key."""
+        return self._flows.get(key)
+
+    def adopt(self, flow: UdpFlow) -> None:
+        """Take over a flow that began outside, with its two descriptors."""
+        if len(self._flows) >= self._limit:
+            self._evict()
+        self._enter(flow)
+
+    def forget_port(self, owner: int) -> None:
+        """The port is gone, and with it every flow of its own."""
+        for flow in list(self._owners.get(owner, {}).values()):
+            self._end(flow)
+
+    def _enter(self, flow: UdpFlow) -> None:
+        self._lane.watch(flow.guest, READ, flow.on_guest)
+        self._lane.watch(flow.host, READ, flow.on_host)
+        flow.last = time.monotonic()
+        self._flows[flow.key] = flow
+        self._owners.setdefault(flow.owner, OrderedDict())[flow.key] = flow
 
     def _settle(self, flow: UdpFlow) -> None:
         """Between bind(2) and connect(2) the socket took anybody's datagrams: pass on this guest's, drop the rest.

@@ -1,16 +1,18 @@
 """The command `vmnet` as on a Mac, over the stand-in: `python -m tests.engine.darwin.on_standin LIBRARY run -- ...`.
 
-What differs from a Mac is the library, and that whoever asks may use it; the relay is started as this module again,
-with `relay` as its command.
+What differs from a Mac is the library, that whoever asks may use it, and where bootpd's leases lie (STANDIN_LEASES);
+the relay is started as this module again, with `relay` as its command.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
+from pathlib import Path
 
 from openvmnet import engine
-from openvmnet.engine.darwin import framework, launch
+from openvmnet.engine.darwin import framework, launch, leases
 from openvmnet.engine.darwin.mac import Mac
 
 
@@ -20,6 +22,7 @@ def main(argv: list[str]) -> int:
     Mac.root = property(lambda _: True)  # to the stand-in, whoever asks is
     framework.load = functools.cache(lambda: framework.Framework(library))
     launch._MODULE = ("-m", "tests.engine.darwin.on_standin", library, "relay")
+    leases.PATH = Path(os.environ.get("STANDIN_LEASES", leases.PATH))
     if words[0] == "relay":
         from openvmnet.engine.darwin import relay
 

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from openvmnet.contract.interface import Parameters
-from openvmnet.engine.darwin import diagnosis, framework
+from openvmnet.engine.darwin import diagnosis, framework, publish
 from openvmnet.engine.darwin.batch import Batch
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
+from openvmnet.engine.darwin.ports import Rules
 from openvmnet.errors import LinkError, VmnetError
 from openvmnet.status import Status
 
@@ -218,12 +219,19 @@ def _parameters(handle: Handle, interface_id: UUID) -> Parameters:
 def open_link(request: LinkRequest, loaded: Framework | None = None) -> VmnetLink:
     """A link for what the library was asked for. Raises with the cause that `diagnosis` finds."""
     loaded = loaded or framework.load()
+    forwards = publish.forwards(request.options)
+    publish.refuse_leased(forwards)
     extras = Extras(interface_id=request.interface_id, allocate_mac_address=request.allocate_mac_address)
     desc = describe(loaded, request.options, extras)
     try:
         handle = Handle(loaded, desc)
     except StartFailed as error:
         raise diagnosis.explain(error, request.options) from error
+    try:
+        publish.Publisher(Rules(loaded, handle), forwards, None, None).begin()
+    except VmnetError:
+        handle.stop()
+        raise
     return VmnetLink(loaded, handle, request.interface_id)
 
 

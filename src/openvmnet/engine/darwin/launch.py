@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from openvmnet.engine.darwin.ports import Forward
-
 # -P: the relay may be root's, and nothing is to be imported from the directory that it happens to start in.
 _MODULE = ("-P", "-m", "openvmnet.engine.darwin.relay")
 _GRACE = 5.0  # s more than the relay's own time-outs
@@ -71,7 +69,6 @@ def start(
     netdev: str,
     interface_id: UUID,
     mac: str | None = None,
-    forwards: Sequence[Forward] = (),
     mac_os: Mac | None = None,
     command: Sequence[str] | None = None,
 ) -> Port:
@@ -98,7 +95,6 @@ def start(
         interface_id=interface_id,
         mac=mac,
         user=entitlement.sudo_user() if os.geteuid() == 0 else None,
-        forwards=tuple(forwards),
     )
     process: subprocess.Popen[bytes] | None = None
     try:

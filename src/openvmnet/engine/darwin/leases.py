@@ -23,6 +23,7 @@ import msgspec
 
 PATH = Path("/var/db/dhcpd_leases")
 _ENTRY = re.compile(r"\{([^{}]*)\}")
+AGAIN = 60.0  # s until an unchanged file is read again
 _MOST = 65536  # entries; bootpd's pools are smaller
 _ETHERNET, _OCTETS = 1, 6
 
@@ -37,10 +38,18 @@ class Lease(msgspec.Struct, frozen=True):
     expires: int
 
 
-def read(path: Path = PATH) -> list[Lease]:
-    """Every lease in the file, in its order (bootpd: newest first); [] where there is none."""
+def stamp() -> int:
+    """A number that changes when the file does; 0 where there is none."""
     try:
-        text = path.read_text("utf-8", "replace")
+        return PATH.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def read(path: Path | None = None) -> list[Lease]:
+    """Every lease in the file (PATH, if none is given), in its order (bootpd: newest first); [] where there is none."""
+    try:
+        text = (path or PATH).read_text("utf-8", "replace")
     except OSError:
         return []
     return parse(text)

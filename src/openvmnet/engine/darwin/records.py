@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One relay: its pid, the VM's, the NIC, and what vmnet answered."""
+    """One relay: its pid, the VM's, the NIC with the rules of its published ports, and what vmnet answered."""
 
     pid: int
     vm_pid: int
@@ -33,6 +33,7 @@ class Record(msgspec.Struct, frozen=True):
     started: float
     parameters: dict[str, str | int]
     counters: Counters
+    hostfwd: tuple[str, ...] = ()
 
     @property
     def network(self) -> str:

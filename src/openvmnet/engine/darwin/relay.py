@@ -25,11 +25,12 @@ from uuid import UUID
 import msgspec
 
 from openvmnet import netdev
-from openvmnet.engine.darwin import diagnosis, entitlement, framework, records
+from openvmnet.engine.darwin import diagnosis, entitlement, framework, publish, records
 from openvmnet.engine.darwin.datapath import Relay
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
-from openvmnet.engine.darwin.ports import Forward, Rules
+from openvmnet.engine.darwin.ports import Rules
+from openvmnet.engine.darwin.publish import Publisher
 from openvmnet.errors import VmnetError
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ class Spec(msgspec.Struct, frozen=True):
     interface_id: UUID | None = None
     mac: str | None = None
     user: tuple[int, int] | None = None
-    forwards: tuple[Forward, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -95,7 +95,7 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
     try:
         loaded = loaded or framework.load()
         options = netdev.parse(spec.options)
-        handle, known = _start(loaded, options, spec)
+        handle, publisher, known = _start(loaded, options, spec)
     except VmnetError as error:
         fault = Fault(type(error).__name__, error.message, error.hint, error.exit_code, int(error.status))
         _report(spec.report_fd, Report(fault=fault))
@@ -105,7 +105,7 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
         relay = Relay(loaded, handle, sock, gone=lambda: os.write(waker, b"\0"))
         relay.start()
         try:
-            _live(spec, options, known, relay, wakee)
+            _live(spec, options, known, relay, publisher, wakee)
         finally:
             relay.stop()
             with contextlib.suppress(OSError, VmnetError):
@@ -117,16 +117,21 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
     return 0
 
 
-def _start(loaded: Framework, options: Shared | Host | Bridged, spec: Spec) -> tuple[Handle, dict[str, str | int]]:
-    """The interface, with its ports published, and rights given up; and what is known of it."""
+def _start(
+    loaded: Framework, options: Shared | Host | Bridged, spec: Spec
+) -> tuple[Handle, Publisher, dict[str, str | int]]:
+    """The interface, with its ports published, and rights given up; who publishes the rest; what is known of it."""
+    forwards = publish.forwards(options)
     desc = describe(loaded, options, Extras(interface_id=spec.interface_id))
     try:
         handle = Handle(loaded, desc)
     except StartFailed as error:
         raise diagnosis.explain(error, options) from error
     try:
-        for forward in spec.forwards:
-            Rules(loaded, handle).add(forward)
+        rules = Rules(loaded, handle)
+        network = publish.network_of(handle.text("vmnet_start_address"), handle.text("vmnet_subnet_mask"))
+        publisher = Publisher(rules, forwards, spec.mac, network)
+        publisher.begin()
         if spec.user is not None:
             entitlement.drop(*spec.user)
     except VmnetError:
@@ -135,7 +140,7 @@ def _start(loaded: Framework, options: Shared | Host | Bridged, spec: Spec) -> t
     _warn(options, handle)
     answered = {key: value for key, value in handle.parameters.items() if isinstance(value, int | str | UUID)}
     asked = {key: desc[key] for key in ("vmnet_network_identifier", "vmnet_shared_interface_name") if key in desc}
-    return handle, plain(answered | asked)
+    return handle, publisher, plain(answered | asked)
 
 
 def _warn(options: Shared | Host | Bridged, handle: Handle) -> None:
@@ -154,7 +159,14 @@ def _report(fd: int, report: Report) -> None:
     os.close(fd)
 
 
-def _live(spec: Spec, options: Shared | Host | Bridged, known: dict[str, str | int], relay: Relay, wakee: int) -> None:
+def _live(
+    spec: Spec,
+    options: Shared | Host | Bridged,
+    known: dict[str, str | int],
+    relay: Relay,
+    publisher: Publisher,
+    wakee: int,
+) -> None:
     """Until the VM is gone, the relay's loops have ended, or SIGTERM came."""
     waiting = select.poll()
     waiting.register(spec.life_fd, select.POLLIN)
@@ -162,6 +174,7 @@ def _live(spec: Spec, options: Shared | Host | Bridged, known: dict[str, str | i
     written: bytes | None = None
     started = time.time()
     while True:
+        publisher.refresh()
         counted = msgspec.json.encode(relay.counters)
         if counted != written:
             written = counted
@@ -176,6 +189,7 @@ def _live(spec: Spec, options: Shared | Host | Bridged, known: dict[str, str | i
                 started=started,
                 parameters=known,
                 counters=relay.counters,
+                hostfwd=() if isinstance(options, netdev.Bridged) else options.hostfwd,
             )
             try:
                 records.write(record)

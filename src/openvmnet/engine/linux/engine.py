@@ -22,6 +22,7 @@ from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
 from openvmnet.kernel.sockets import IP_TRANSPARENT
 from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE, IPV6_TRANSPARENT
+from openvmnet.uplink.tcp import KEEPALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ class LinuxEngine:
         self._events: socket.socket
         self._pool: list[int] = []
         self._pool6: list[int] = []
+        self._connectors: dict[int, list[int]] = {4: [], 16: []}
         self._isolated: dict[str, bool] = {}
 
     async def up(self, isolated: dict[str, bool]) -> None:
@@ -217,6 +219,25 @@ class LinuxEngine:
         options = [(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1), (socket.IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 1)]
         return self._one_of(self._pool6, socket.AF_INET6, options)
 
+    def connector(self, size: int) -> int:
+        """A fresh transparent TCP socket of the namespace, as what the pump's listener accepts is: it tells of a peer
+        that is gone, and leaves urgent data in the stream. `size` is that of the addresses, in octets."""
+        pool = self._connectors[size]
+        if not pool:
+            family = socket.AF_INET if size == 4 else socket.AF_INET6
+            transparent = (socket.SOL_IP, IP_TRANSPARENT) if size == 4 else (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
+            options: list[tuple[int, int, int | str]] = [
+                (*transparent, 1),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+                *((socket.IPPROTO_TCP, option, value) for option, value in KEEPALIVE),
+            ]
+            pool += [
+                sock.detach()
+                for sock in self.namespace.sockets(family, socket.SOCK_STREAM, count=_POOL, options=options)
+            ]
+        return pool.pop()
+
     def _one_of(self, pool: list[int], family: int, options: list[tuple[int, int, int]]) -> int:
         if not pool:
             every: list[tuple[int, int, int | str]] = [
@@ -311,10 +332,9 @@ class LinuxEngine:
             self._lane.forget(sock.fileno())
             sock.close()
         self._lane.forget(self.namespace.watch_fd())
-        for fd in self._pool + self._pool6:
-            os.close(fd)
-        self._pool.clear()
-        self._pool6.clear()
+        for pool in (self._pool, self._pool6, *self._connectors.values()):
+            while pool:
+                os.close(pool.pop())
         self.namespace.quit()
 
 
