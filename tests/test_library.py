@@ -130,6 +130,16 @@ def test_host_mode_and_no_mac(pretended: Pretended) -> None:
     assert not pretended.requests[0].allocate_mac
 
 
+def test_a_reserved_address_is_the_ports_and_needs_a_mac(pretended: Pretended) -> None:
+    reserving = openvmnet.Shared(address="10.1.0.50")
+    openvmnet.start(reserving).stop()
+    openvmnet.start().stop()
+    assert [request.address for request in pretended.requests] == ["10.1.0.50", None]
+    with pytest.raises(OptionError, match="'address' goes with a MAC that is known"):
+        openvmnet.start(reserving, allocate_mac_address=False)
+    assert len(pretended.requests) == 2
+
+
 def test_an_interface_id_decides_the_identity(pretended: Pretended) -> None:
     ident = uuid4()
     for given_id in (ident, str(ident), None, None):

@@ -54,7 +54,18 @@ def options(draw: st.DrawFn) -> Shared:
     start, end, mask = draw(st.one_of(st.just((None, None, None)), triples()))
     prefix = draw(st.none() | st.sampled_from(["fd00::", "fd12:3456:789a:1::", "fdff:ffff:ffff:ffff::/64"]))
     mtu = draw(st.none() | st.integers(1280, 65520))
-    return Shared(draw(IDS), draw(st.booleans()), start, end, mask, prefix, mtu, hostfwd=draw(published()))
+    address = draw(addresses(start, end))
+    return Shared(draw(IDS), draw(st.booleans()), start, end, mask, prefix, mtu, address, hostfwd=draw(published()))
+
+
+@st.composite
+def addresses(draw: st.DrawFn, start: str | None, end: str | None) -> str | None:
+    """A valid address: one of the pool where the pool is known."""
+    if start is None or end is None:
+        within = st.sampled_from(PRIVATE).flatmap(lambda block: st.ip_addresses(v=4, network=block))
+    else:
+        within = st.integers(int(IPv4Address(start)) + 1, int(IPv4Address(end))).map(IPv4Address)
+    return draw(st.none() | within.map(str))
 
 
 @given(options())
@@ -70,6 +81,7 @@ def test_both_forms_mean_the_same(shared: Shared) -> None:
         ("end-address", "end_address"),
         ("subnet-mask", "subnet_mask"),
         ("nat66-prefix", "nat66_prefix"),
+        ("address", "address"),
     ):
         if (value := getattr(shared, field)) is not None:
             members[name] = value
@@ -373,6 +385,46 @@ IDENTIFIER = "Parameter 'id' expects an identifier (letters, digits, '-', '.', '
             ),
             "end-address",
         ),
+        *(
+            (
+                f"vmnet-shared,id=n,address={value}",
+                f"Parameter 'address' expects an IPv4 address such as 192.168.64.1, not '{value}'",
+                "address",
+            )
+            for value in ("", "web", "192.168.64", "192.168.64.050", "fd00::1", "192.168.64.5/24")
+        ),
+        (
+            "vmnet-host,id=n,address=8.8.8.8",
+            f"Parameter 'address' expects {RFC1918}, not '8.8.8.8'",
+            "address",
+        ),
+        *(
+            (
+                TRIPLE.format("192.168.64.8", "192.168.64.20", "255.255.255.0") + f",address={value}",
+                f"Parameter 'address' expects an address of the DHCP pool, 192.168.64.9 to 192.168.64.20, not {what}",
+                "address",
+            )
+            for value, what in (
+                ("192.168.64.8", "the gateway's '192.168.64.8'"),
+                ("192.168.64.7", "'192.168.64.7'"),
+                ("192.168.64.21", "'192.168.64.21'"),
+                ("10.0.0.9", "'10.0.0.9'"),
+            )
+        ),
+        (
+            f"vmnet-host,id=n,net-uuid={UUID},address=192.168.64.9",
+            (
+                "Parameter 'address' needs DHCP, which a private network ('net-uuid') has only with 'start-address', "
+                "'end-address' and 'subnet-mask', so not '192.168.64.9'"
+            ),
+            "address",
+        ),
+        ("vmnet-bridged,id=n,ifname=en0,address=192.168.64.9", "Invalid parameter 'address'", "address"),
+        (
+            '{"type":"vmnet-shared","id":"n","address":7}',
+            "Invalid parameter type for 'address', expected: string",
+            "address",
+        ),
         ("vmnet-shared,id=n,nat66-prefix=fe80::", NAT66 + "'fe80::'", "nat66-prefix"),
         ("vmnet-shared,id=n,nat66-prefix=fd00::1", NAT66 + "'fd00::1'", "nat66-prefix"),
         ("vmnet-shared,id=n,nat66-prefix=fd00::/48", NAT66 + "'fd00::/48'", "nat66-prefix"),
@@ -434,12 +486,34 @@ def test_the_rules_of_a_netdev_have_a_bound() -> None:
         Shared("n", hostfwd=rules).validate()
 
 
-@given(IDS, st.booleans(), st.none() | triples(), st.none() | st.uuids(), st.none() | st.integers(1280, 65520))
-def test_host_options_are_read_back(id_, isolated, triple, uuid, mtu) -> None:
+@given(
+    IDS, st.booleans(), st.none() | triples(), st.none() | st.uuids(), st.none() | st.integers(1280, 65520), st.data()
+)
+def test_host_options_are_read_back(id_, isolated, triple, uuid, mtu, data) -> None:
     start, end, mask = triple or (None, None, None)
-    host = Host(id_, isolated, start, end, mask, uuid and str(uuid).upper(), mtu)
+    address = None if uuid and not triple else data.draw(addresses(start, end))
+    host = Host(id_, isolated, start, end, mask, uuid and str(uuid).upper(), mtu, address)
     assert netdev.parse(host.format()) == host
     assert host.uuid == (uuid and str(uuid))
+
+
+@given(triples(), st.ip_addresses(v=4))
+def test_an_address_is_of_the_pool_or_refused(triple: tuple[str, str, str], address: IPv4Address) -> None:
+    start, end, _ = triple
+    inside = IPv4Address(start) < address <= IPv4Address(end)
+    for kind in (Shared, Host):
+        options = kind("n", False, *triple, address=str(address))
+        if inside:
+            options.validate()
+            assert options.reservation == address
+        else:
+            with pytest.raises(OptionError, match="Parameter 'address' expects"):
+                options.validate()
+
+
+def test_without_an_address_nothing_is_reserved() -> None:
+    assert Shared("n").reservation is None
+    assert netdev.parse("vmnet-host,id=n,address=192.168.128.9").reservation == IPv4Address("192.168.128.9")
 
 
 @given(IDS, st.booleans(), st.text(min_size=1, max_size=20))

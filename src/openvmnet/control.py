@@ -77,7 +77,8 @@ class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op", omit_
     """A port for one NIC of a VM; `identity` (its name or disk) and `index` decide the MAC where none is given.
 
     `offloads`: each frame bears a virtio_net_hdr, and may be longer than the MTU or lack its checksum. Without
-    `allocate_mac` no MAC is decided, and the NIC's is not known. `hostfwd` has the rules of its published ports.
+    `allocate_mac` no MAC is decided, and the NIC's is not known. `hostfwd` has the rules of its published ports;
+    `address` is kept for it.
     """
 
     vm: str
@@ -90,6 +91,7 @@ class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op", omit_
     offloads: bool = True
     allocate_mac: bool = True
     hostfwd: tuple[str, ...] = ()
+    address: str | None = None
 
 
 class ShowRequest(msgspec.Struct, frozen=True, tag="show", tag_field="op"):
@@ -127,7 +129,10 @@ class PublishedView(msgspec.Struct, frozen=True):
 
 
 class PortView(msgspec.Struct, frozen=True):
-    """One port: rx and tx as the guest sees them (rx: what it received), in bytes and frames."""
+    """One port: rx and tx as the guest sees them (rx: what it received), in bytes and frames.
+
+    `reservation` is the address kept for its NIC, leased or not.
+    """
 
     port: str
     vm: str
@@ -145,6 +150,7 @@ class PortView(msgspec.Struct, frozen=True):
     pid: int
     addresses6: list[str] = []
     published: list[PublishedView] = []
+    reservation: str | None = None
 
 
 class NetworkView(msgspec.Struct, frozen=True):

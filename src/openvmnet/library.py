@@ -141,6 +141,12 @@ def _request(
                 f"Invalid parameter type for '{option}', expected: {wanted.__name__}", option=option, value=repr(value)
             )
     chosen.validate()
+    if allocate is False and not isinstance(chosen, Bridged) and chosen.address is not None:
+        raise OptionError(
+            f"'address' goes with a MAC that is known, so not with allocate_mac_address=False: {chosen.address!r}",
+            option="address",
+            value=chosen.address,
+        )
     if type(linger) not in (int, float) or not isinstance(linger, int | float) or not 0 <= linger < math.inf:
         raise OptionError(f"'linger' expects seconds from 0 on, not {linger!r}", option="linger", value=repr(linger))
     return LinkRequest(

@@ -126,6 +126,18 @@ def test_options_become_the_network_that_is_asked_for(script: str) -> None:
     assert len(json.loads(done.stdout)["fds"]) == 3
 
 
+def test_a_reserved_address_goes_with_its_nic(script: str) -> None:
+    done = drive(
+        "run", script, "-netdev", "vmnet-shared,id=a,address=192.168.64.50", "-netdev", "vmnet-shared,id=b",
+        "-device", "e1000,netdev=a", "-netdev", "vmnet-host,id=c,address=192.168.128.50",
+    )  # fmt: skip
+    addresses = [request["plug"].get("address") for request in plugged(done)]
+    assert addresses == ["192.168.64.50", None, "192.168.128.50"]
+    assert [line for line in done.stderr.splitlines() if "later" in line] == [
+        "vmnet: a NIC that is plugged into c later needs mac=52:54:00:00:00:02 to be given 192.168.128.50"
+    ]
+
+
 def test_a_vm_without_name_and_disk_is_known_by_its_command(script: str) -> None:
     argv = ["run", script, "-nic", "vmnet-shared", "-kernel", "k"]
     one, again, other = (plugged(drive(*each))[0]["plug"] for each in (argv, argv, [*argv, "-S"]))

@@ -36,6 +36,7 @@ def view() -> NetworkView:
             9,
             0,
             77,
+            reservation="192.168.64.2",
         ),
         PortView("vm2", "web", "net1", "52:54:00:00:00:02", True, None, "\x1b]0;owned\x07", None, 0, 0, 0, 0, 4, 77),
     ]
@@ -89,6 +90,7 @@ note: taken over
 PORT  VM   NETDEV  MAC                ADDRESS       NAME        LEASE  RECEIVED    SENT  DROPPED  ISOLATED  PID
 vm1   web  net0    52:54:00:00:00:01  192.168.64.2  web           1 h    1.5 kB  2.5 MB        0  no         77
 vm2   web  net1    52:54:00:00:00:02  -             ?]0;owned?      -       0 B     0 B        4  yes        77
+vm1 has 192.168.64.2 reserved
 """
     assert out == expected
 

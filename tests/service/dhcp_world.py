@@ -1,7 +1,8 @@
-"""A network of its own for DHCP tests: `python -m tests.service.dhcp_world DIRECTORY`, started in new namespaces.
+"""A network of its own for DHCP tests: `python -m tests.service.dhcp_world DIRECTORY [MAC ADDRESS]`, in new namespaces.
 
 It makes a bridge with a veth to the namespace `client`, serves DHCP on the bridge, and writes one JSON line to standard
-output per answer and when it is ready. It ends, and everything with it, when its standard input closes.
+output per answer and when it is ready. It ends, and everything with it, when its standard input closes. ADDRESS is kept
+for the client with MAC.
 """
 
 from __future__ import annotations
@@ -129,10 +130,12 @@ class Recorder(DhcpService):
         print(json.dumps(event | more), flush=True)
 
 
-async def serve(lane: Lane, directory: Path) -> None:
+async def serve(lane: Lane, directory: Path, kept: list[str]) -> None:
     """Serve until standard input closes."""
     book = LeaseBook(directory / "leases.json")
     server = DhcpServer(CONFIG, book)
+    if kept:
+        server.reserve(IPv4Address(kept[1]), bytes.fromhex(kept[0].replace(":", "")), PORT)
     service = Recorder(lane, server)
     service.start()
     print(json.dumps({"ready": os.getpid()}), flush=True)
@@ -150,7 +153,7 @@ async def serve(lane: Lane, directory: Path) -> None:
 
 def main() -> None:
     build()
-    run(lambda lane: serve(lane, Path(sys.argv[1])))
+    run(lambda lane: serve(lane, Path(sys.argv[1]), sys.argv[2:]))
 
 
 if __name__ == "__main__":

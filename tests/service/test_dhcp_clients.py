@@ -128,10 +128,10 @@ class World:
 
 
 @contextmanager
-def namespaces(directory: Path) -> Iterator[World]:
+def namespaces(directory: Path, *kept: str) -> Iterator[World]:
     command = ["unshare", "--net", "--mount", "--propagation=private", sys.executable, "-m", "tests.service.dhcp_world"]
     with subprocess.Popen(
-        [*command, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, str(directory), *kept], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         world = World(process, directory)
         yield world
@@ -232,6 +232,30 @@ def test_isc_dhclient(world, tmp_path):
     # Where the old lease is another network's, the NAK comes at once, and a new lease after it.
     leases.write_text(leases.read_text().replace(lease["ip"], "10.0.2.15"))
     assert once("BOUND") == [dhcp4.NAK, dhcp4.OFFER, dhcp4.ACK]
+
+
+def test_a_client_with_another_lease_is_refused_and_given_its_reserved_address(tmp_path):
+    need("dhclient")
+    for directory in [tmp_path, *tmp_path.parents][:3]:
+        directory.chmod(0o755)
+    leases = tmp_path / "leases"
+    leases.write_text(
+        'lease {\n  interface "eth0";\n  fixed-address 192.168.64.77;\n  option subnet-mask 255.255.255.0;\n'
+        "  option dhcp-lease-time 86400;\n  option dhcp-server-identifier 192.168.64.1;\n"
+        "  renew never;\n  rebind never;\n  expire never;\n}\n"
+    )
+    with namespaces(tmp_path, MAC, "192.168.64.50") as world:
+        script, out = world.hook()
+        files = ["-sf", str(script), "-lf", str(leases), "-pf", str(tmp_path / "pid")]
+        with world.running(world.client("dhclient", "-4", "-1", "-d", *files, "eth0")):
+            eventually(lambda: out.exists() and "event=BOUND\n" in out.read_text())
+        assert [event["type"] for event in world.events if "type" in event] == [dhcp4.NAK, dhcp4.OFFER, dhcp4.ACK]
+        assert environment(out, "BOUND")["new_ip_address"] == "192.168.64.50"
+        # Another client that asks for it by name is given another.
+        static_guest(world, "192.168.64.250", mac="52:54:00:aa:bb:02")
+        command = ("ip", "netns", "exec", "static", *UDHCPC, "-f", "-q", "-n", "-s", str(script), "-r", "192.168.64.50")
+        world.run(world.here(*command))
+        assert world.lease("52:54:00:aa:bb:02")["ip"] != "192.168.64.50"
 
 
 def dhcpcd(world: World, *, arp: bool) -> tuple[list[str], Path]:

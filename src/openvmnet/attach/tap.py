@@ -100,6 +100,7 @@ def _plug_request(request: LinkRequest) -> control.PlugRequest:
         offloads=False,
         allocate_mac=request.allocate_mac_address,
         hostfwd=() if isinstance(request.options, Bridged) else request.options.hostfwd,
+        address=None if isinstance(request.options, Bridged) else request.options.address,
     )
 
 

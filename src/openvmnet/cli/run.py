@@ -64,6 +64,7 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
       net-uuid=UUID           (host)                     a private network: VMs with the same UUID
       mtu=1280..65520         (shared, host)             octets of IP in a frame; 1500
       hostfwd=tcp::2222-:22   (shared, host)             a port of the host's that leads to one of the VM's
+      address=IP              (shared, host)             the address that DHCP gives to this NIC
       ifname=NAME             (bridged)                  see vmnet interfaces
     """
     if not math.isfinite(linger):  # click lets nan pass any range
@@ -75,6 +76,8 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
 
         darwin.refuse(name, host_loopback=host_loopback)
         ports, macs = darwin.plug(planned)
+        for netdev, mac in zip(planned.netdevs, macs, strict=True):
+            _tell_of_hot_plug(netdev, mac)
         darwin.become_user()
         words = rewrite(planned, [port.vm_fd for port in ports], macs, datagrams=True)
         _become(program, words, [fd for port in ports for fd in (port.vm_fd, port.life_fd)])
@@ -112,6 +115,7 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
                 clients[spec] = control.open_network(spec, progress=_progress)
             reply, fd = clients[spec].plug(_request(planned, netdev))
             ports[netdev.index] = reply.mac, fd
+            _tell_of_hot_plug(netdev, reply.mac)
     except BaseException:
         for fd in [*(fd for _, fd in ports.values()), *kept]:
             os.close(fd)
@@ -121,6 +125,14 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
             client.close()
     ordered = [ports[netdev.index] for netdev in planned.netdevs]
     return [mac for mac, _ in ordered], [fd for _, fd in ordered], kept
+
+
+def _tell_of_hot_plug(netdev: PlannedNetdev, mac: str) -> None:
+    """A reservation is the MAC's, and a NIC that is not in the command has whatever MAC it is given."""
+    options = netdev.options
+    unplugged = netdev.mac is None and netdev.mac_position is None
+    if unplugged and not isinstance(options, Bridged) and options.address is not None:
+        _progress(f"a NIC that is plugged into {netdev.name} later needs mac={mac} to be given {options.address}")
 
 
 def _bridge(options: Bridged, request: PlugRequest) -> Plugged:
@@ -148,6 +160,7 @@ def _request(planned: Plan, netdev: PlannedNetdev) -> control.PlugRequest:
         isolated=netdev.options.isolated,
         pid=pid,
         hostfwd=() if isinstance(netdev.options, Bridged) else netdev.options.hostfwd,
+        address=None if isinstance(netdev.options, Bridged) else netdev.options.address,
     )
 
 

@@ -87,6 +87,8 @@ def _print(view: NetworkView) -> None:
                 click.echo(f"{port.port} over IPv6: {', '.join(port.addresses6)}")
             for published in port.published:
                 click.echo(f"{port.port} publishes {_published(published)}")
+            if port.reservation:
+                click.echo(f"{port.port} has {port.reservation} reserved")
     else:
         click.echo("no VM is plugged in")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from openvmnet.netdev.hostfwd import Forward
 from openvmnet.netdev.mac import stable_mac
 from openvmnet.netdev.options import KINDS, MTU_LEAST, MTU_MOST, Bridged, Host, Shared, from_items, from_json, parse
-from openvmnet.netdev.subnet import Subnet, candidates, unique_local
+from openvmnet.netdev.subnet import Subnet, candidates, reservable, unique_local
 from openvmnet.netdev.syntax import Items, backend, escape, join, load_json, lookup, split
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "load_json",
     "lookup",
     "parse",
+    "reservable",
     "split",
     "stable_mac",
     "unique_local",

@@ -10,7 +10,7 @@ unknown key is `Invalid parameter` in text and `Parameter ... is unexpected` in 
 other key the last.
 
 `mtu` is ours: QEMU leaves a vmnet interface its 1,500. So is `hostfwd`, of which each counts: it is the one of
-`-netdev user`, in its syntax and words (see `hostfwd`).
+`-netdev user`, in its syntax and words (see `hostfwd`); and `address`, the one that DHCP gives to this NIC.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import msgspec
 
 from openvmnet.errors import OptionError
 from openvmnet.netdev import hostfwd as rules
-from openvmnet.netdev.subnet import Subnet, unique_local
+from openvmnet.netdev.subnet import Subnet, reservable, unique_local
 from openvmnet.netdev.syntax import Items, backend, join, load_json, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from ipaddress import IPv6Network
+    from ipaddress import IPv4Address, IPv6Network
 
     from openvmnet.netdev.hostfwd import Forward
 
@@ -110,10 +110,17 @@ class _Addressed(_Publishing, frozen=True):
         """The addresses asked for, or None: the network chooses."""
         return Subnet.from_options(self.start_address, self.end_address, self.subnet_mask)
 
+    @property
+    def reservation(self) -> IPv4Address | None:
+        """The address kept for this NIC (`address`), or None: DHCP chooses one."""
+        value: str | None = getattr(self, "address", None)
+        return None if value is None else reservable(value, self.subnet)
+
     def validate(self) -> None:
         """Raise OptionError for the first value that is wrong."""
         super().validate()
         _ = self.subnet
+        _ = self.reservation
 
 
 class Shared(_Addressed, frozen=True):
@@ -123,6 +130,7 @@ class Shared(_Addressed, frozen=True):
 
     nat66_prefix: str | None = None
     mtu: int | None = None
+    address: str | None = None
 
     @property
     def prefix(self) -> IPv6Network | None:
@@ -145,6 +153,7 @@ class Host(_Addressed, frozen=True):
 
     net_uuid: str | None = None
     mtu: int | None = None
+    address: str | None = None
 
     @property
     def uuid(self) -> str | None:
@@ -169,6 +178,13 @@ class Host(_Addressed, frozen=True):
                 "(net-uuid) without start-address, end-address and subnet-mask",
                 option="hostfwd",
                 value=self.hostfwd[0],
+            )
+        if self.uuid is not None and self.address is not None and self.subnet is None:
+            raise OptionError(
+                f"Parameter 'address' needs DHCP, which a private network ('net-uuid') has only with 'start-address', "
+                f"'end-address' and 'subnet-mask', so not '{self.address}'",
+                option="address",
+                value=self.address,
             )
 
 

@@ -45,6 +45,15 @@ class Subnet(msgspec.Struct, frozen=True):
         """The subnet mask."""
         return self.network.netmask
 
+    @property
+    def pool(self) -> str:
+        """The addresses that DHCP gives, in words."""
+        return f"{self.first} to {self.last}"
+
+    def gives(self, address: IPv4Address) -> bool:
+        """Whether DHCP may give this address: it is in the pool, which the gateway is not."""
+        return self.first <= address <= self.last
+
     def overlaps(self, other: Subnet | IPv4Network) -> bool:
         """Whether any address lies in both."""
         return self.network.overlaps(other.network if isinstance(other, Subnet) else other)
@@ -139,6 +148,15 @@ def unique_local(value: str) -> IPv6Network:
     if prefix is None or not right or (length != "64" and "/" in value):
         _wrong("nat66-prefix", value, "a unique local IPv6 prefix (fd00::/8) of 64 bits such as fd12:3456:789a:1::")
     return IPv6Network((int(prefix), 64))
+
+
+def reservable(value: str, subnet: Subnet | None) -> IPv4Address:
+    """The address that `address` means. Raises OptionError unless it is one of the pool, where that is known."""
+    address = _address("address", value)
+    if subnet is not None and not subnet.gives(address):
+        what = "the gateway's " if address == subnet.gateway else ""
+        _wrong("address", value, f"an address of the DHCP pool, {subnet.pool}", what)
+    return address
 
 
 def _wrong(option: str, value: str, right: str, what: str = "") -> NoReturn:

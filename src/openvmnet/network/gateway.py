@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from openvmnet import state
@@ -50,8 +51,8 @@ class Gateway:
             ),
             self.leases,
         )
-        for mark in live:
-            self.dhcp.port_added(mark)
+        for port in ports:
+            self._admit(port)
         try:
             udp, raw, arp = engine.dhcp_sockets()
             service = DhcpService(lane, udp, raw, arp, self.dhcp)
@@ -80,9 +81,14 @@ class Gateway:
 
     def port_added(self, port: Port) -> None:
         """A port is there."""
-        self.dhcp.port_added(port.mark)
+        self._admit(port)
         if self.six is not None:
             self.six.port_added(port)
+
+    def _admit(self, port: Port) -> None:
+        self.dhcp.port_added(port.mark)
+        if port.reservation is not None:
+            self.dhcp.reserve(port.reservation, port.packed_mac, port.mark)
 
     def port_gone(self, port: Port) -> set[str]:
         """A port is gone; the addresses that its guest had by lease, its own MAC's and those of guests in it."""
@@ -103,11 +109,13 @@ class Gateway:
 
     def moves(self) -> int:
         """A number that changes with each address that came into or out of use."""
-        return self.leases.moves + (self.six.leases.moves if self.six else 0)
+        own = self.leases.moves + self.dhcp.pool.reservations.moves
+        return own + (self.six.leases.moves if self.six else 0)
 
     def leased(self) -> list[tuple[str, int]]:
-        """Every leased address with the mark of its port, where that is known."""
+        """Every leased address, and every one that is kept, with the mark of its port, where that is known."""
         pairs: list[tuple[str, int | None]] = [(str(lease.ip), lease.port) for lease in self.leases]
+        pairs += [(str(IPv4Address(address)), port) for address, port in self.dhcp.pool.reservations]
         pairs += [(str(lease.ip), lease.client.port) for lease in (self.six.leases if self.six else ())]
         return [(address, port) for address, port in pairs if port is not None]
 

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 from openvmnet import control, state
 from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
-from openvmnet.errors import Conflict, Exhausted, HostError, OptionError
+from openvmnet.errors import CallerError, Conflict, Exhausted, HostError, OptionError
 from openvmnet.netdev import stable_mac
 from openvmnet.network.gateway import Gateway
 from openvmnet.network.outside import Outside
 from openvmnet.network.port import Port, Record
 from openvmnet.network.published import PublishedPorts
+from openvmnet.network.reservation import reserve
 from openvmnet.network.view import view
 
 if TYPE_CHECKING:
@@ -100,22 +101,27 @@ class Network:
         if len(self.ports) >= PORTS:
             raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
         mac = self._mac_for(request) if request.allocate_mac else ""
+        reservation = self._reservation_for(request, mac)
         number = self._number()
-        port = Port(number, request.vm, request.netdev, mac, request.isolated, request.pid, request.hostfwd)
+        port = Port(
+            number, request.vm, request.netdev, mac, request.isolated, request.pid, request.hostfwd, reservation
+        )
         self._publish(port)
         self.ports[port.link] = port
+        if self.gateway is not None:
+            self.gateway.port_added(port)  # before the first wait: nobody else is given its address meanwhile
         try:
             _, fd = await self.engine.plug(number, isolated=request.isolated, offloads=request.offloads)
         except BaseException:
             self.ports.pop(port.link, None)
             if self.published is not None:
                 self.published.give_back(port)
+            if self.gateway is not None:
+                self.gateway.port_gone(port)
             raise
         if self.published is not None:
             self.published.start(port.link)
         self._crowd()
-        if self.gateway is not None:
-            self.gateway.port_added(port)
         self._stay()
         self._save()
         log.info("port %s: VM %s, netdev %s, MAC %s", port.link, port.vm, port.netdev, mac)
@@ -210,6 +216,21 @@ class Network:
         while (mac := stable_mac(request.identity, request.index, attempt)) in used:
             attempt += 1
         return mac
+
+    def _reservation_for(self, request: control.PlugRequest, mac: str) -> ipaddress.IPv4Address | None:
+        if request.address is None:
+            return None
+        if self.gateway is None or not mac:
+            lacks = "DHCP, since the host has no address on it" if mac else "MAC for this NIC"
+            raise Conflict(f"address={request.address} cannot be kept on network '{self.name}': there is no {lacks}")
+        try:
+            return reserve(request.address, mac, self.config, self.ports.values(), self.gateway.leases)
+        except CallerError:
+            # Perhaps it was started for this VM alone, and then nobody is there to wait for.
+            if not self.ports:
+                self._stay()
+                self._consider_end(self.config.linger)
+            raise
 
     def _number(self) -> int:
         """The next free port number; one is used again as late as can be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Port(msgspec.Struct, frozen=True):
     """One VM's NIC: number `number` on the bridge as link vmNUMBER; `mac` is empty where nobody knows it.
 
-    `hostfwd` has the rules of its published ports.
+    `hostfwd` has the rules of its published ports, `reservation` is the address that DHCP keeps for it.
     """
 
     number: int
@@ -28,6 +29,7 @@ class Port(msgspec.Struct, frozen=True):
     isolated: bool
     pid: int
     hostfwd: tuple[str, ...] = ()
+    reservation: IPv4Address | None = None
 
     @property
     def link(self) -> str:

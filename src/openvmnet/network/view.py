@@ -87,6 +87,7 @@ def _ports(network: Network) -> list[control.PortView]:
                 dropped=link.tx_dropped + link.rx_dropped if link else 0,
                 pid=port.pid,
                 published=_published(network, port),
+                reservation=str(port.reservation) if port.reservation else None,
             )
         )
     return views

@@ -93,6 +93,13 @@ class DhcpServer:
         """A port exists from now on; the pool is shared between those that exist. A port's id is its packets' mark."""
         self.pool.ports.add(port)
 
+    def reserve(self, address: IPv4Address, mac: bytes, port: int) -> None:
+        """Keep an address of the pool for `mac` on `port` as long as the port is there; who leases it, does no more."""
+        self.pool.reservations.add(int(address), mac, port)
+        holder = self.leases.by_ip(address)
+        if holder is not None and holder.port != port:
+            self.leases.forget(holder)
+
     def port_gone(self, port: int) -> None:
         """A port is gone: its leases end (the addresses stay remembered), its offers and conflicts are void."""
         self.leases.release_port(port)
@@ -188,11 +195,12 @@ class DhcpServer:
         if lease is None and self.pool.may_grant(address, client, now):
             return self._ack(message, client, lease, address, now)
         self.pool.withdraw(client)
-        return self._nak(message, "the address is not available")
+        kept = self.pool.reservations.of(client)
+        return self._nak(message, "the address is not available" if kept is None else "another one is kept for you")
 
     def _ack(self, message: Message, client: Client, lease: Lease | None, address: int, now: float) -> Reply:
         holder = self.leases.at(address)
-        if holder is not None and holder is not lease and holder.expires > now:
+        if holder is not None and holder is not lease and holder.mac != client.mac and holder.expires > now:
             self.counters["evicted"] += 1
         current = ""
         if lease is not None:

@@ -3,6 +3,7 @@
 How it works. A client gets, in this order: what it was just offered; the address it has or had; the one it asks for,
 if nobody has it; the one that the hash of its MAC points to, or the next free one after that, so that the same MAC gets
 the same address even from an empty book. If every address is bound, the binding that ended longest ago gives way.
+A client with a reservation gets that address, and nothing else.
 
 Nothing is probed. That an address is used by somebody who does not lease it is learnt from a DECLINE, and from ARP that
 the gateway hears anyway; both make a *conflict*, which keeps the address from everybody else for a time.
@@ -22,6 +23,8 @@ import hashlib
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
+
+from openvmnet.service.dhcp_reservations import Reservations
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
@@ -70,7 +73,7 @@ class Pool:
         self.ports: set[int] = set()
         self._reserved = frozenset(address for address in reserved if self.first <= address <= self.last)
         self._span = self.last - self.first + 1
-        self.capacity = min(self._span - len(self._reserved), book.bound)
+        self.reservations = Reservations()
         self._book = book
         self._static_time = static_time
         self._offers: dict[int, _Offer] = {}  # the oldest first
@@ -84,9 +87,17 @@ class Pool:
     def __contains__(self, address: int) -> bool:
         return self.first <= address <= self.last and address not in self._reserved
 
+    @property
+    def capacity(self) -> int:
+        """How many may have a lease at once; a book that is shorter than the pool keeps room for the reservations."""
+        return min(self._span - len(self._reserved), self._book.bound - len(self.reservations))
+
     def choose(self, client: Client, lease: Lease | None, requested: int | None, now: float) -> int | None:
         """The address to offer; None if there is none for this client. `lease` is the client's binding."""
         self._expire(now)
+        own = self.reservations.of(client)
+        if own is not None:
+            return own if self.available(own, client, lease, now) else None
         offered = self._offered.get(client)
         if offered is not None and self.available(offered, client, lease, now):
             return offered
@@ -123,7 +134,9 @@ class Pool:
     def available(self, address: int, client: Client, lease: Lease | None, now: float) -> bool:
         """May this client have this address now: its own, its offer, or one that nobody has and its port may take."""
         self._expire(now)
-        if address not in self or self._conflicting(address, client.mac, now):
+        if self.reservations.of(client) == address:
+            return self._book.at(address) is not None or self._book.active_count() < self._book.bound
+        if address not in self or self._barred(address, client, now):
             return False
         offer = self._offers.get(address)
         holder = self._book.at(address)
@@ -166,6 +179,7 @@ class Pool:
     def port_gone(self, port: int) -> None:
         """The port is gone, with its offers and what was learnt through it."""
         self.ports.discard(port)
+        self.reservations.port_gone(port)
         self._greedy.discard(port)
         for address in [address for address, offer in self._offers.items() if offer.client.port == port]:
             self._drop_offer(address)
@@ -192,7 +206,7 @@ class Pool:
     def _forgettable(self, client: Client, now: float) -> int | None:
         for lease in self._book.remembered():
             address = int(lease.ip)
-            if address in self and address not in self._offers and not self._conflicting(address, client.mac, now):
+            if address in self and address not in self._offers and not self._barred(address, client, now):
                 return address
         return None
 
@@ -215,7 +229,7 @@ class Pool:
             address = int(lease.ip)
             if not self._may_evict(lease, client.port):
                 return None
-            if address in self and address not in self._offers and not self._conflicting(address, client.mac, now):
+            if address in self and address not in self._offers and not self._barred(address, client, now):
                 return address
         return None
 
@@ -225,7 +239,7 @@ class Pool:
     def _offer_of(self, port: int | None, client: Client, now: float) -> int | None:
         """The oldest offer of a port that may go to `client` instead."""
         for address, offer in self._offers.items():
-            if offer.client.port != port or self._conflicting(address, client.mac, now):
+            if offer.client.port != port or self._barred(address, client, now):
                 continue
             if self._may_replace(self._book.at(address), client, now):
                 return address
@@ -240,7 +254,7 @@ class Pool:
             and self._book.active_count() < self.capacity
             and self._book.at(address) is None
             and address not in self._offers
-            and not self._conflicting(address, client.mac, now)
+            and not self._barred(address, client, now)
         )
 
     def _may_replace(self, holder: Lease | None, client: Client, now: float) -> bool:
@@ -269,9 +283,12 @@ class Pool:
             return len(self.ports)
         return len({*self._book.ports(), port} - {None}) or 1
 
-    def _conflicting(self, address: int, mac: bytes, now: float) -> bool:
+    def _barred(self, address: int, client: Client, now: float) -> bool:
+        """Kept for another client, or another than what is kept for this one, or used by somebody unasked."""
+        if not self.reservations.admits(address, client):
+            return True
         conflict = self._conflicts.get(address)
-        if conflict is None or conflict.mac == mac:
+        if conflict is None or conflict.mac == client.mac:
             return False
         if conflict.until > now:
             return True
