@@ -10,7 +10,8 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-from openvmnet.engine.darwin import entitlement, launch
+from openvmnet.engine.darwin import entitlement, launch, reservation
+from openvmnet.engine.darwin.mac import Mac
 from openvmnet.errors import OptionError
 from openvmnet.netdev import stable_mac
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from openvmnet.attach.command import Plan, PlannedNetdev
     from openvmnet.engine.darwin.launch import Port
-    from openvmnet.engine.darwin.mac import Mac
 
 _NAMESPACE = uuid.UUID("6f1d3b1c-4f6d-5d0e-9a53-0d2f8a4b7c11")  # our own, for ids that follow from MACs
 
@@ -47,6 +47,8 @@ def plug(
 
     `command` starts a relay instead of the interpreter that may use vmnet.
     """
+    for netdev in planned.netdevs:
+        reservation.refuse(netdev.options, mac_os or Mac())
     directory = os.getcwd()
     vm = planned.vm_name or f"{os.path.basename(planned.argv[0])}-{os.getpid()}"
     identity = planned.identity(directory, "\0".join((directory, *planned.argv)))

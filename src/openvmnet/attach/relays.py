@@ -92,4 +92,5 @@ def _port(record: Record, given: Sequence[Lease]) -> PortView:
             PublishedView.of(forward, str(forward.guest) if forward.guest else address)
             for forward in hostfwd.parse_all(record.hostfwd)
         ],
+        reservation=record.reservation,
     )

@@ -1,7 +1,7 @@
 """The command `vmnet` as on a Mac, over the stand-in: `python -m tests.engine.darwin.on_standin LIBRARY run -- ...`.
 
-What differs from a Mac is the library, that whoever asks may use it, and where bootpd's leases lie (STANDIN_LEASES);
-the relay is started as this module again, with `relay` as its command.
+What differs from a Mac is the library, that whoever asks may use it, and where bootpd's leases (STANDIN_LEASES) and its
+other files (in STANDIN_BOOTPD) lie; the relay is started as this module again, with `relay` as its command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from openvmnet import engine
-from openvmnet.engine.darwin import framework, launch, leases
+from openvmnet.engine.darwin import bootptab, framework, launch, leases, reservation
 from openvmnet.engine.darwin.mac import Mac
 
 
@@ -21,8 +21,11 @@ def main(argv: list[str]) -> int:
     engine.DARWIN = True
     Mac.root = property(lambda _: True)  # to the stand-in, whoever asks is
     framework.load = functools.cache(lambda: framework.Framework(library))
+    bootpd = Path(os.environ.get("STANDIN_BOOTPD", "/nonexistent"))
+    bootptab.PATH, bootptab.HOLDERS = bootpd / "bootptab", bootpd / "held"
+    reservation.RELOAD = ("/bin/sh", "-c", 'echo "$@" >>"$0"', str(bootpd / "told"), *reservation.RELOAD)
     launch._MODULE = ("-m", "tests.engine.darwin.on_standin", library, "relay")
-    leases.PATH = Path(os.environ.get("STANDIN_LEASES", leases.PATH))
+    leases.PATH = Path(os.environ.get("STANDIN_LEASES", bootpd / "dhcpd_leases"))
     if words[0] == "relay":
         from openvmnet.engine.darwin import relay
 

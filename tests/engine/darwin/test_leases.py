@@ -1,18 +1,15 @@
-"""bootpd's leases read, and its reservations written."""
+"""bootpd's leases read."""
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openvmnet.engine.darwin import bootptab, leases
+from openvmnet.engine.darwin import leases
 from openvmnet.engine.darwin.leases import Lease
-from openvmnet.engine.darwin.network26 import Reservation
-from openvmnet.errors import OptionError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,54 +67,3 @@ def test_a_file_that_is_not_there_has_no_leases(tmp_path: Path) -> None:
 def test_whatever_the_text_there_are_leases_or_none(text: str) -> None:
     for lease in leases.parse(text):
         assert isinstance(lease.address, IPv4Address)
-
-
-OTHERS = """# made by hand
-%%
-# a comment
-printer 1 00:11:22:33:44:55 192.168.64.200 boot
-openvmnet-1 1 52:54:00:00:00:01 192.168.64.9
-"""
-
-
-def test_reservations_are_ours_and_everybody_else_keeps_theirs(tmp_path: Path) -> None:
-    path = tmp_path / "bootptab"
-    wanted = [Reservation(MINE.upper(), IPv4Address("192.168.64.50"))]
-    bootptab.write(wanted, path)
-    assert path.read_text() == f"%%\nopenvmnet-1 1 {MINE} 192.168.64.50\n"
-    assert path.stat().st_mode & 0o777 == 0o644
-    path.write_text(OTHERS)
-    bootptab.write(wanted, path)
-    text = path.read_text()
-    assert text.startswith("# made by hand\n%%\n# a comment\nprinter 1 ")
-    assert "52:54:00:00:00:01" not in text
-    assert bootptab.parse(text) == [
-        Reservation("00:11:22:33:44:55", IPv4Address("192.168.64.200")),
-        Reservation(MINE, IPv4Address("192.168.64.50")),
-    ]
-    bootptab.write([], path)
-    assert bootptab.parse(path.read_text()) == bootptab.parse(OTHERS)[:1]
-    assert [each.name for each in tmp_path.iterdir()] == ["bootptab"]
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        [Reservation("nonsense", IPv4Address("192.168.64.50"))],
-        [Reservation(MINE, IPv4Address("192.168.64.200"))],  # the printer's
-        [Reservation("00:11:22:33:44:55", IPv4Address("192.168.64.50"))],  # the printer
-        [Reservation(MINE, IPv4Address("192.168.64.50")), Reservation(MINE, IPv4Address("192.168.64.51"))],
-    ],
-)
-def test_a_reservation_that_cannot_be_is_refused(tmp_path: Path, wanted: list[Reservation]) -> None:
-    path = tmp_path / "bootptab"
-    path.write_text(OTHERS)
-    with pytest.raises(OptionError):
-        bootptab.write(wanted, path)
-    assert path.read_text() == OTHERS
-
-
-@given(st.text(alphabet="% \nabc0123456789.:#"))
-def test_whatever_the_file_it_is_merged(text: str) -> None:
-    merged = bootptab.merge(text, [])
-    assert bootptab.merge(merged, []) == merged

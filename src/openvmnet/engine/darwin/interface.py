@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from openvmnet.contract.interface import Parameters
-from openvmnet.engine.darwin import diagnosis, framework, publish
+from openvmnet.engine.darwin import diagnosis, framework, publish, reservation
 from openvmnet.engine.darwin.batch import Batch
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
+from openvmnet.engine.darwin.mac import Mac
 from openvmnet.engine.darwin.ports import Rules
 from openvmnet.errors import LinkError, VmnetError
 from openvmnet.status import Status
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from openvmnet.contract.interface import Frame, LinkRequest
+    from openvmnet.engine.darwin.bootptab import Hold
     from openvmnet.engine.darwin.framework import Framework
     from openvmnet.engine.darwin.network26 import Network
 
@@ -79,8 +81,9 @@ os.register_at_fork(after_in_child=_forked)
 class VmnetLink:
     """A running interface as the library's `Link`."""
 
-    def __init__(self, loaded: Framework, handle: Handle, interface_id: UUID) -> None:
+    def __init__(self, loaded: Framework, handle: Handle, interface_id: UUID, kept: Hold | None = None) -> None:
         self.handle = handle
+        self._kept = kept  # the line that keeps its address
         self.framework = loaded
         self.parameters = _parameters(handle, interface_id)
         self.tap: int | None = None
@@ -182,12 +185,16 @@ class VmnetLink:
     def close(self) -> None:
         """Stop the interface; the pipe is not readable any more, so that nobody who polls it turns."""
         self.handle.stop()
+        if self._kept is not None:
+            self._kept.release()
         with self._state:
             self._calm()
 
     def forked(self) -> None:
         """In the child of a fork: nothing of it is ours, not even the pipe, whose numbers stay taken."""
         self.handle.forked()
+        if self._kept is not None:
+            self._kept.forked()
         for fresh, fd in zip(os.pipe(), self._pipe, strict=True):
             os.dup2(fresh, fd, inheritable=False)
             os.close(fresh)
@@ -222,6 +229,7 @@ def open_link(request: LinkRequest, loaded: Framework | None = None) -> VmnetLin
     forwards = publish.forwards(request.options)
     publish.refuse_leased(forwards)
     extras = Extras(interface_id=request.interface_id, allocate_mac_address=request.allocate_mac_address)
+    reservation.refuse(request.options, Mac())
     desc = describe(loaded, request.options, extras)
     try:
         handle = Handle(loaded, desc)
@@ -229,10 +237,11 @@ def open_link(request: LinkRequest, loaded: Framework | None = None) -> VmnetLin
         raise diagnosis.explain(error, request.options) from error
     try:
         publish.Publisher(Rules(loaded, handle), forwards, None, None).begin()
+        kept = reservation.hold(request.options, handle.text("vmnet_mac_address"), handle)
     except VmnetError:
         handle.stop()
         raise
-    return VmnetLink(loaded, handle, request.interface_id)
+    return VmnetLink(loaded, handle, request.interface_id, kept)
 
 
 def open_on(network: Network, *, isolated: bool = False, extras: Extras | None = None) -> VmnetLink:

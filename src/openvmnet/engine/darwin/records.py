@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One relay: its pid, the VM's, the NIC with the rules of its published ports, and what vmnet answered."""
+    """One relay: its pid, the VM's, the NIC with the rules of its published ports, and what vmnet answered.
+
+    `reservation` is the address that is kept for the NIC.
+    """
 
     pid: int
     vm_pid: int
@@ -34,6 +37,7 @@ class Record(msgspec.Struct, frozen=True):
     parameters: dict[str, str | int]
     counters: Counters
     hostfwd: tuple[str, ...] = ()
+    reservation: str | None = None
 
     @property
     def network(self) -> str:

@@ -25,7 +25,7 @@ from uuid import UUID
 import msgspec
 
 from openvmnet import netdev
-from openvmnet.engine.darwin import diagnosis, entitlement, framework, publish, records
+from openvmnet.engine.darwin import diagnosis, entitlement, framework, publish, records, reservation
 from openvmnet.engine.darwin.datapath import Relay
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
@@ -34,6 +34,7 @@ from openvmnet.engine.darwin.publish import Publisher
 from openvmnet.errors import VmnetError
 
 if TYPE_CHECKING:
+    from openvmnet.engine.darwin.bootptab import Hold
     from openvmnet.engine.darwin.framework import Framework
     from openvmnet.engine.darwin.xpc import Scalar
     from openvmnet.netdev import Bridged, Host, Shared
@@ -95,7 +96,7 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
     try:
         loaded = loaded or framework.load()
         options = netdev.parse(spec.options)
-        handle, publisher, known = _start(loaded, options, spec)
+        handle, publisher, kept, known = _start(loaded, options, spec)
     except VmnetError as error:
         fault = Fault(type(error).__name__, error.message, error.hint, error.exit_code, int(error.status))
         _report(spec.report_fd, Report(fault=fault))
@@ -114,33 +115,40 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
                 handle.stop()
             except VmnetError as error:
                 _LOG.warning("%s", error)
+            if kept is not None:
+                kept.release()
     return 0
 
 
 def _start(
     loaded: Framework, options: Shared | Host | Bridged, spec: Spec
-) -> tuple[Handle, Publisher, dict[str, str | int]]:
-    """The interface, with its ports published, and rights given up; who publishes the rest; what is known of it."""
+) -> tuple[Handle, Publisher, Hold | None, dict[str, str | int]]:
+    """The interface with its ports published, and rights given up; who publishes the rest; what keeps its address; and
+    what is known of it."""
     forwards = publish.forwards(options)
     desc = describe(loaded, options, Extras(interface_id=spec.interface_id))
     try:
         handle = Handle(loaded, desc)
     except StartFailed as error:
         raise diagnosis.explain(error, options) from error
+    kept: Hold | None = None
     try:
         rules = Rules(loaded, handle)
         network = publish.network_of(handle.text("vmnet_start_address"), handle.text("vmnet_subnet_mask"))
         publisher = Publisher(rules, forwards, spec.mac, network)
         publisher.begin()
+        kept = reservation.hold(options, spec.mac, handle)
         if spec.user is not None:
             entitlement.drop(*spec.user)
     except VmnetError:
+        if kept is not None:
+            kept.release()
         handle.stop()
         raise
     _warn(options, handle)
     answered = {key: value for key, value in handle.parameters.items() if isinstance(value, int | str | UUID)}
     asked = {key: desc[key] for key in ("vmnet_network_identifier", "vmnet_shared_interface_name") if key in desc}
-    return handle, publisher, plain(answered | asked)
+    return handle, publisher, kept, plain(answered | asked)
 
 
 def _warn(options: Shared | Host | Bridged, handle: Handle) -> None:
@@ -190,6 +198,7 @@ def _live(
                 parameters=known,
                 counters=relay.counters,
                 hostfwd=() if isinstance(options, netdev.Bridged) else options.hostfwd,
+                reservation=None if isinstance(options, netdev.Bridged) else options.address,
             )
             try:
                 records.write(record)
