@@ -97,6 +97,15 @@ def test_the_same_interface_id_gets_the_same_mac_and_lease(world: World, neighbo
     assert other["address"] != one["address"]
 
 
+def test_a_program_has_its_reserved_address(world: World, neighbour: Guest) -> None:
+    program = Program(world, "be a guest", options="vmnet-shared,id=n0,address=192.168.64.77", stay=1)
+    found = program.answer()
+    assert found["address"] == "192.168.64.77"
+    (port,) = [port for port in show(world)["ports"] if port["mac"] == found["mac"]]
+    assert (port["address"], port["reservation"]) == ("192.168.64.77", "192.168.64.77")
+    program.end()
+
+
 def test_an_interface_without_a_mac_may_use_any(world: World, neighbour: Guest) -> None:
     program = Program(world, "be a guest", start={"allocate_mac_address": False}, ping=[neighbour.lease.address])
     found = program.answer()

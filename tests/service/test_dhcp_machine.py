@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from openvmnet.service.dhcp import DhcpConfig, DhcpServer
-from openvmnet.service.leases import LeaseBook
+from openvmnet.service.leases import Lease, LeaseBook
 from openvmnet.wire import dhcp4
 from tests.service.dhcp_guest import GATEWAY, Guest, packed
 
@@ -42,6 +42,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.now = 1_700_000_000.0
         self.book = LeaseBook(clock=lambda: self.now)
+        self.kept: dict[int, str] = {}
+        self.guests: list[Guest] = []
         self.start()
         # Of each port's twelve guests two have the identifier of a guest behind another port: cloned disks.
         self.guests = [
@@ -61,6 +63,11 @@ class Machine(RuleBasedStateMachine):
         self.server = DhcpServer(CONFIG, self.book)
         for port in PORTS:
             self.server.port_added(port)
+        for number, ip in self.kept.items():
+            self.tell(number, ip)
+
+    def tell(self, number: int, ip: str) -> None:
+        self.server.reserve(IPv4Address(ip), self.guests[number].mac, self.guests[number].port)
 
     def holders(self, ip: str) -> list[int]:
         return [n for n, belief in self.beliefs.items() if belief.ip == ip and belief.until > self.now]
@@ -77,12 +84,18 @@ class Machine(RuleBasedStateMachine):
         answer = getattr(guest, how)(ip, self.now)
         assert answer is not None, "an authoritative server always answers a REQUEST for an address"
         if answer.type() == dhcp4.NAK:
-            assert number not in self.holders(ip), "a NAK for what the guest holds"
+            kept = self.kept.get(number, ip)
+            assert kept != ip or number not in self.holders(ip), "a NAK for what the guest holds"
+            assert self.kept.get(number) != ip, "a NAK for what is kept for the guest"
             self.beliefs.pop(number, None)
             return
         assert str(IPv4Address(answer.yiaddr)) == ip
         assert ip in POOL
-        assert self.statics.get(ip, 0) <= self.now, "an address that somebody else uses"
+        if number in self.kept:
+            assert ip == self.kept[number], "another address than what is kept for the guest"
+        else:
+            assert ip not in self.kept.values(), "an address that is kept for another"
+            assert self.statics.get(ip, 0) <= self.now, "an address that somebody else uses"
         if holder is None or holder is own:
             assert self.server.counters["evicted"] == evicted
             assert self.holders(ip) in ([], [number])
@@ -102,13 +115,18 @@ class Machine(RuleBasedStateMachine):
         offered = guest.discover(self.now, {50: packed(asked)} if asked else {})
         if offered is None:
             assert number not in self.beliefs or self.beliefs[number].until <= self.now
+            assert number not in self.kept
+            return
+        self.offers[number] = offered
+        if number in self.kept:
+            assert offered == self.kept[number]
             return
         assert offered in POOL
+        assert offered not in self.kept.values()
         assert self.statics.get(offered, 0) <= self.now
         belief = self.beliefs.get(number)
         if belief is not None and belief.until > self.now:
             assert offered == belief.ip, "a guest is offered what it has"
-        self.offers[number] = offered
 
     @rule(number=GUESTS)
     def select(self, number: int) -> None:
@@ -193,7 +211,23 @@ class Machine(RuleBasedStateMachine):
             if guest.port == port:
                 self.beliefs.pop(number, None)
                 self.offers.pop(number, None)
+                self.kept.pop(number, None)
         self.statics.clear()
+
+    @rule(number=GUESTS, ip=st.sampled_from(POOL))
+    def keep(self, number: int, ip: str) -> None:
+        """Keep an address for a guest, as the network does: for one guest of a port, and not what another has."""
+        port = self.guests[number].port
+        if ip in self.kept.values() or any(self.guests[other].port == port for other in self.kept):
+            return
+        if self.holders(ip) in ([], [number]) and self.book.by_ip(IPv4Address(ip)) in (None, self.own(number)):
+            self.kept[number] = ip
+            self.tell(number, ip)
+
+    def own(self, number: int) -> Lease | None:
+        guest = self.guests[number]
+        lease = self.book.by_mac(guest.mac)
+        return lease if lease is not None and lease.port == guest.port else None
 
     @rule(seconds=st.sampled_from([1, 9, 11, 500, 1799, 3599, 3601]))
     def wait(self, seconds: int) -> None:
@@ -221,7 +255,8 @@ class Machine(RuleBasedStateMachine):
     def no_port_has_more_than_half(self) -> None:
         self.book.sweep(self.now)
         for port in PORTS:
-            assert self.book.held(port) <= len(POOL) // 2
+            kept = sum(self.guests[number].port == port for number in self.kept)
+            assert self.book.held(port) <= len(POOL) // 2 + kept
 
     @invariant()
     def the_tables_agree(self) -> None:
