@@ -17,7 +17,7 @@ NOW = 1_700_000_000
 SUBNET = Subnet(IPv4Address("192.168.64.1"), IPv4Address("192.168.64.2"), IPv4Address("192.168.64.100"), 24)
 CONFIG = NetworkConfig("lab", subnet=SUBNET)
 MAC = "52:54:00:00:00:01"
-WEB = Port(1, "web", "net0", "52:54:00:00:00:02", False, 9, IPv4Address("192.168.64.50"))
+WEB = Port(1, "web", "net0", "52:54:00:00:00:02", False, 9, reservation=IPv4Address("192.168.64.50"))
 DB = Port(2, "db", "net1", "52:54:00:00:00:03", False, 9)
 
 

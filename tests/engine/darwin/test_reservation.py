@@ -16,8 +16,11 @@ from lab.paths import CHECKOUT
 from openvmnet.attach import darwin, relays
 from openvmnet.attach.command import plan
 from openvmnet.contract.interface import LinkRequest
-from openvmnet.engine.darwin import bootptab, interface, launch, leases, records, reservation
+from openvmnet.engine.darwin import bootptab, interface, launch, leases, publish, records, reservation
+from openvmnet.engine.darwin.framework import Mode
+from openvmnet.engine.darwin.handle import Handle
 from openvmnet.engine.darwin.mac import Mac
+from openvmnet.engine.darwin.ports import Forward, Rules
 from openvmnet.errors import Conflict, HostError, MissingFeature, OptionError
 from openvmnet.netdev import Shared
 from tests.engine.darwin.conftest import eventually
@@ -74,6 +77,18 @@ def test_two_relays_both_have_their_address_kept(controls: Controls, bootpd: Pat
         assert kept(bootpd) == [(SECOND, "192.168.64.51")]
         other.close()
     assert kept(bootpd) == []
+
+
+def test_published_ports_lead_to_the_address_that_is_kept(framework: Framework) -> None:
+    options = Shared("n", address="192.168.64.50", hostfwd=("tcp::2222-:22", "udp::53-192.168.64.9:53"))
+    found = publish.forwards(options)
+    publish.refuse_leased(found)  # for a program's interface too, which sees no lease
+    handle = Handle(framework, {"vmnet_operation_mode": Mode.SHARED})
+    rules = Rules(framework, handle)
+    publish.Publisher(rules, found, None, None).begin()
+    kept, named = Forward("tcp", 2222, "192.168.64.50", 22), Forward("udp", 53, "192.168.64.9", 53)
+    assert sorted(rules.get(), key=str) == [kept, named]
+    handle.stop()
 
 
 def test_a_killed_relays_line_is_taken_out_by_the_next(controls: Controls, bootpd: Path) -> None:

@@ -2,7 +2,8 @@
 
 vmnet publishes on all real interfaces of the Mac and in shared mode only, so a rule cannot name an address of the
 host's. It has to name one of the guest's: where the option does not, the rule is added when bootpd's file has a lease
-for the VM's MAC on this network, and again when that is another one. `refresh` looks for it; whoever has the interface
+for the VM's MAC on this network, and again when that is another one; an `address` that is kept for the VM is the
+guest's whether or not bootpd writes a lease for it. `refresh` looks for it; whoever has the interface
 calls it every few seconds, and the file is read only when it has changed.
 """
 
@@ -13,6 +14,8 @@ import logging
 import time
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.engine.darwin import leases, ports
 from openvmnet.errors import HostError, OptionError, Stopped, VmnetError
@@ -39,7 +42,10 @@ def forwards(options: Shared | Host | Bridged) -> tuple[Forward, ...]:
                 f"on macOS a port is published on all of the Mac's real interfaces: leave {forward.host} out, as in "
                 f"'{forward.protocol}::{forward.host_port}-...'",
             )
-    return found
+    kept = options.reservation
+    if kept is None:
+        return found
+    return tuple(one if one.guest is not None else msgspec.structs.replace(one, guest=kept) for one in found)
 
 
 def refuse_leased(found: tuple[Forward, ...]) -> None:
