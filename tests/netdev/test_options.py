@@ -3,69 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Network
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from openvmnet import netdev
 from openvmnet.errors import OptionError
-from openvmnet.netdev import Bridged, Forward, Host, Shared, Subnet, hostfwd
-
-PRIVATE = [IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16")]
-IDS = st.from_regex(r"[A-Za-z][A-Za-z0-9._-]{0,40}", fullmatch=True)
-
-
-@st.composite
-def triples(draw: st.DrawFn) -> tuple[str, str, str]:
-    """A valid start-address, end-address and subnet-mask."""
-    block = draw(st.sampled_from(PRIVATE))
-    length = draw(st.integers(block.prefixlen, 30))
-    network = IPv4Network((int(draw(st.ip_addresses(v=4, network=block))), length), strict=False)
-    size = network.num_addresses
-    start = draw(st.integers(1, size - 3))
-    end = draw(st.integers(start + 1, size - 2))
-    return str(network[start]), str(network[end]), str(network.netmask)
-
-
-def forwards() -> st.SearchStrategy[Forward]:
-    """Published ports as they can be written."""
-    hosts = st.none() | st.ip_addresses().filter(lambda one: not one.is_multicast and not _zoned(one))
-    guests = st.none() | st.sampled_from([IPv4Address("192.168.64.2"), IPv6Address("fd00::2")])
-    ports = st.integers(1, 65535)
-    return st.builds(Forward, st.sampled_from(["tcp", "udp"]), hosts, ports, guests, ports)
-
-
-def _zoned(address: IPv4Address | IPv6Address) -> bool:
-    return isinstance(address, IPv6Address) and address.scope_id is not None
-
-
-@st.composite
-def published(draw: st.DrawFn) -> tuple[str, ...]:
-    """Rules of one netdev: no port of the host's twice."""
-    key = st.lists(forwards(), max_size=4, unique_by=lambda one: (one.protocol, one.host, one.host_port))
-    return tuple(str(forward) for forward in draw(key))
-
-
-@st.composite
-def options(draw: st.DrawFn) -> Shared:
-    start, end, mask = draw(st.one_of(st.just((None, None, None)), triples()))
-    prefix = draw(st.none() | st.sampled_from(["fd00::", "fd12:3456:789a:1::", "fdff:ffff:ffff:ffff::/64"]))
-    mtu = draw(st.none() | st.integers(1280, 65520))
-    address = draw(addresses(start, end))
-    return Shared(draw(IDS), draw(st.booleans()), start, end, mask, prefix, mtu, address, hostfwd=draw(published()))
-
-
-@st.composite
-def addresses(draw: st.DrawFn, start: str | None, end: str | None) -> str | None:
-    """A valid address: one of the pool where the pool is known."""
-    if start is None or end is None:
-        within = st.sampled_from(PRIVATE).flatmap(lambda block: st.ip_addresses(v=4, network=block))
-    else:
-        within = st.integers(int(IPv4Address(start)) + 1, int(IPv4Address(end))).map(IPv4Address)
-    return draw(st.none() | within.map(str))
+from openvmnet.netdev import Bridged, Host, Shared
+from tests.netdev.strategies import IDS, addresses, options, triples
 
 
 @given(options())
@@ -99,36 +47,6 @@ def test_any_text_is_a_value_or_an_option_error(text: str) -> None:
     for candidate in (text, "vmnet-shared," + text, "{" + text):
         with contextlib.suppress(OptionError):
             assert isinstance(netdev.parse(candidate), Shared | Host | Bridged)
-
-
-@given(st.text(alphabet="ab,=", max_size=20))
-def test_split_and_join_are_inverse(text: str) -> None:
-    items = netdev.split(text)
-    assert netdev.split(netdev.join(items)) == items
-
-
-@given(st.lists(st.tuples(st.from_regex(r"[a-z]{1,4}", fullmatch=True), st.text(max_size=8)), max_size=5))
-def test_any_value_survives_the_doubling_of_commas(pairs: list[tuple[str, str]]) -> None:
-    items: netdev.Items = list(pairs)
-    assert netdev.split(netdev.join(items)) == items
-
-
-@pytest.mark.parametrize(
-    ("text", "items"),
-    [
-        ("user,id=a,,b", [(None, "user"), ("id", "a,b")]),
-        ("user,,id=b", [(None, "user,id=b")]),
-        ("user,id=a,", [(None, "user"), ("id", "a")]),
-        ("user,restrict,id=a", [(None, "user"), ("restrict", None), ("id", "a")]),
-        ("type=user,id=a=b", [("type", "user"), ("id", "a=b")]),
-        ("user,=b,id=a", [(None, "user"), ("", "b"), ("id", "a")]),
-        ("user,a=,b=1", [(None, "user"), ("a", ""), ("b", "1")]),
-        ("user,a=1,,,b=2", [(None, "user"), ("a", "1,"), ("b", "2")]),
-        ("", []),
-    ],
-)
-def test_split_follows_qemu(text: str, items: netdev.Items) -> None:
-    assert netdev.split(text) == items
 
 
 @pytest.mark.parametrize(
@@ -453,39 +371,6 @@ def test_the_prefix_is_a_network_of_64_bits() -> None:
     assert Shared("n").prefix is None
 
 
-@given(forwards())
-def test_a_rule_is_read_back(forward: Forward) -> None:
-    assert hostfwd.parse(str(forward)) == forward
-
-
-@given(st.text(max_size=40) | st.text(alphabet="tcpud:-[].0123456789abf", max_size=40))
-def test_any_text_is_a_rule_or_begins_with_qemus_words(text: str) -> None:
-    said, forward = "", None
-    try:
-        forward = hostfwd.parse(text)
-    except OptionError as error:
-        said = error.message
-    assert said.startswith(f"Invalid host forwarding rule '{text}' (") == (forward is None)
-    assert forward is None or hostfwd.parse(str(forward)) == forward
-
-
-def test_a_rule_has_defaults_and_brackets() -> None:
-    assert hostfwd.parse("::2222-:22") == Forward("tcp", None, 2222, None, 22)
-    assert hostfwd.parse("udp:127.0.0.1:53-192.168.64.9:5353") == Forward(
-        "udp", IPv4Address("127.0.0.1"), 53, IPv4Address("192.168.64.9"), 5353
-    )
-    assert hostfwd.parse("tcp:[::]:80-[fd00::7]:8080") == Forward(
-        "tcp", IPv6Address("::"), 80, IPv6Address("fd00::7"), 8080
-    )
-
-
-def test_the_rules_of_a_netdev_have_a_bound() -> None:
-    rules = tuple(f"tcp::{port}-:22" for port in range(1, 514))
-    assert len(Shared("n", hostfwd=rules[:512]).forwards) == 512
-    with pytest.raises(OptionError, match="is there 513 times; a netdev takes 512"):
-        Shared("n", hostfwd=rules).validate()
-
-
 @given(
     IDS, st.booleans(), st.none() | triples(), st.none() | st.uuids(), st.none() | st.integers(1280, 65520), st.data()
 )
@@ -520,51 +405,3 @@ def test_without_an_address_nothing_is_reserved() -> None:
 def test_bridged_options_are_read_back(id_, isolated, ifname) -> None:
     bridged = Bridged(id_, isolated, ifname)
     assert netdev.parse(bridged.format()) == bridged
-
-
-def test_each_mode_has_its_candidates() -> None:
-    for mode, first, last in (("shared", "192.168.64.0", "192.168.127.0"), ("host", "192.168.128.0", "192.168.191.0")):
-        networks = [subnet.network for subnet in netdev.candidates(mode)]
-        assert (str(networks[0]), str(networks[-1]), len(networks)) == (f"{first}/24", f"{last}/24", 64)
-
-
-@given(triples())
-def test_a_subnet_has_a_gateway_a_pool_and_a_mask(triple: tuple[str, str, str]) -> None:
-    subnet = Subnet.from_options(*triple)
-    assert subnet is not None
-    assert (str(subnet.gateway), str(subnet.last), str(subnet.mask)) == triple
-    assert subnet.first == subnet.gateway + 1 <= subnet.last
-    for address in (subnet.gateway, subnet.first, subnet.last):
-        assert subnet.network.network_address < address < subnet.network.broadcast_address
-
-
-@given(triples(), triples())
-def test_overlap_is_what_ipaddress_says(one: tuple[str, str, str], two: tuple[str, str, str]) -> None:
-    a, b = Subnet.from_options(*one), Subnet.from_options(*two)
-    assert a is not None
-    assert b is not None
-    assert a.overlaps(b) == b.overlaps(a) == a.network.overlaps(b.network) == a.overlaps(b.network)
-    assert a.overlaps(a)
-
-
-@given(st.ip_addresses(v=4))
-def test_no_public_address_is_ever_taken(address: IPv4Address) -> None:
-    assume(not any(address in block for block in PRIVATE))
-    with pytest.raises(OptionError):
-        Subnet.from_options(str(address), "192.168.64.9", "255.255.255.0")
-
-
-def test_the_candidates_are_macos_shared_networks() -> None:
-    found = list(netdev.candidates())
-    assert [str(subnet.network) for subnet in found] == [f"192.168.{third}.0/24" for third in range(64, 128)]
-    assert found[0] == Subnet.from_options("192.168.64.1", "192.168.64.254", "255.255.255.0")
-
-
-def test_stable_macs() -> None:
-    assert netdev.stable_mac("web", 0) == netdev.stable_mac("web", 0)
-    many = {netdev.stable_mac(f"vm{n}", index, attempt) for n in range(20) for index in (0, 1) for attempt in (0, 1)}
-    assert len(many) == 80
-    for mac in many:
-        assert mac.startswith("52:54:00:")
-        assert len(bytes.fromhex(mac.replace(":", ""))) == 6
-    assert netdev.stable_mac("/disks/\udcff.img", 0)
