@@ -169,13 +169,8 @@ class Flow:
 
     def _copy(self, way: Direction) -> bool:
         """Read and write; True at the end of the stream."""
-        if way.held and not self._empty_pipe(way):
+        if (way.held or way.spill) and not self._settled(way):
             return False
-        if way.spill:
-            sent = _write(way.sink, way.spill)
-            way.spill = way.spill[sent:]
-            if way.spill:
-                return False
         for _ in range(ROUNDS):
             try:
                 count = os.readv(way.source, _vector)
@@ -250,6 +245,14 @@ class Flow:
             self._move(way)
         except OSError:
             self.abort()
+
+    def _settled(self, way: Direction) -> bool:
+        """Write what the sink is owed before the source may be read; whether all of it went."""
+        if way.held and not self._empty_pipe(way):
+            return False
+        if way.spill:
+            way.spill = way.spill[_write(way.sink, way.spill) :]
+        return not way.spill
 
     def _empty_pipe(self, way: Direction) -> bool:
         """Write what is left in the pipe of a direction that has gone back to copying; whether all of it went."""
