@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 import msgspec
 import pytest
@@ -90,6 +91,8 @@ def test_without_a_runtime_directory_of_the_sessions(monkeypatch, directories):
     assert str(state.runtime_root()) == "/tmp/openvmnet-1234"
     monkeypatch.setattr(os, "getuid", lambda: 0)
     assert str(state.runtime_root()) == "/run/openvmnet"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert str(state.runtime_root()) == "/var/run/openvmnet"
 
 
 class Thing(msgspec.Struct):

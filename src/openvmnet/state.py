@@ -8,7 +8,8 @@
     STATE/NAME/leases.json      DHCP's memory
     STATE/NAME/log              the network process's own words
 
-RUNTIME is $XDG_RUNTIME_DIR/openvmnet; where there is none, /run/openvmnet for root and /tmp/openvmnet-UID for others.
+RUNTIME is $XDG_RUNTIME_DIR/openvmnet; where there is none, /run/openvmnet for root (macOS: /var/run/openvmnet) and
+/tmp/openvmnet-UID for others.
 STATE is $XDG_STATE_HOME/openvmnet, else /var/lib/openvmnet for root and ~/.local/state/openvmnet for others.
 A directory that belongs to somebody else, or that others may write to, is refused: /tmp is everybody's.
 """
@@ -19,6 +20,7 @@ import fcntl
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +49,9 @@ def runtime_root() -> Path:
     if base and os.access(base, os.W_OK):
         return _private(Path(base) / "openvmnet")
     uid = os.getuid()
-    return _private(Path("/run/openvmnet") if uid == 0 else Path(f"/tmp/openvmnet-{uid}"))  # noqa: S108 - _private() refuses another owner's
+    if uid == 0:  # a Mac has no /run, and its root directory is read-only
+        return _private(Path("/var/run/openvmnet" if sys.platform == "darwin" else "/run/openvmnet"))
+    return _private(Path(f"/tmp/openvmnet-{uid}"))  # noqa: S108 - _private() refuses another owner's
 
 
 def state_root() -> Path:
