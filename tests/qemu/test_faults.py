@@ -114,16 +114,35 @@ def test_network_and_agent_killed_at_once(world: World, pair: tuple[Guest, Guest
         ("start-address=192.168.70.9,end-address=192.168.70.2,subnet-mask=255.255.255.0", "'192.168.70.2'"),
         ("start-address=10.0.0.1,end-address=10.0.0.9,subnet-mask=255.0.255.0", "'255.0.255.0'"),
         ("nat66-prefix=fd00:1::1", "fd00:1::1"),
-        ("hostfwd=tcp::22-:22", "hostfwd"),
+        ("hostfwd=tcp::0-:22", "Invalid host forwarding rule 'tcp::0-:22'"),
+        ("guestfwd=tcp:10.0.2.100:22-cmd:x", "guestfwd"),
     ],
 )
 def test_failed_create_leaves_nothing(world: World, options: str, sentence: str) -> None:
+    _fails(world, options, 2, sentence)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "sentence"),
+    [
+        ("hostfwd=tcp::22-:22", 69, "Could not set up host forwarding rule 'tcp::22-:22'"),
+        ("address=10.0.0.5", 3, "address=10.0.0.5 is not in the DHCP pool"),
+    ],
+)
+def test_a_network_whose_only_vm_is_refused_goes_at_once(
+    world: World, options: str, status: int, sentence: str
+) -> None:
+    """The VM's port is refused by a network that was started for it, and whose linger is five seconds."""
+    _fails(world, options, status, sentence)
+
+
+def _fails(world: World, options: str, status: int, sentence: str) -> None:
     before = (world.files(), world.network_namespaces())
     argv = ["vmnet", "run", "--name", "wrong", "--", *qemu("-netdev", f"vmnet-shared,id=n0,{options}")]
     done = world.product_run(argv, check=False)
-    assert done.returncode == 2
+    assert done.returncode == status
     assert sentence in done.stderr
-    assert done.stderr.count("\n") <= 2
+    assert done.stderr.count("\n") <= 3
     assert world.wait_gone(2), world.leftovers()
     assert (world.files(), world.network_namespaces()) == before
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from openvmnet import control, state
 from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
-from openvmnet.errors import CallerError, Conflict, Exhausted, HostError, OptionError
+from openvmnet.errors import Conflict, Exhausted, HostError, OptionError
 from openvmnet.netdev import stable_mac
 from openvmnet.network.gateway import Gateway
 from openvmnet.network.outside import Outside
@@ -67,6 +67,7 @@ class Network:
         self._mac = gateway_mac(self.name)
         self.engine = LinuxEngine(self._directory / "agent.sock", config, self._mac)
         self._next = 1
+        self._lived_in = before is not None  # it has, or has had, a VM
         self._lonely: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closers: list[Callable[[], Coroutine[Any, Any, None] | None]] = []
@@ -98,6 +99,17 @@ class Network:
 
     async def plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
         """A port for one NIC; its answer and the TAP's descriptor, which the caller has to close after sending."""
+        try:
+            plugged = await self._plug(request)
+        except BaseException:
+            if not self._lived_in:  # it was started for this VM, and nobody else is there to wait for
+                self._stay()
+                self._consider_end(0)
+            raise
+        self._lived_in = True
+        return plugged
+
+    async def _plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
         if len(self.ports) >= PORTS:
             raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
         mac = self._mac_for(request) if request.allocate_mac else ""
@@ -223,14 +235,7 @@ class Network:
         if self.gateway is None or not mac:
             lacks = "DHCP, since the host has no address on it" if mac else "MAC for this NIC"
             raise Conflict(f"address={request.address} cannot be kept on network '{self.name}': there is no {lacks}")
-        try:
-            return reserve(request.address, mac, self.config, self.ports.values(), self.gateway.leases)
-        except CallerError:
-            # Perhaps it was started for this VM alone, and then nobody is there to wait for.
-            if not self.ports:
-                self._stay()
-                self._consider_end(self.config.linger)
-            raise
+        return reserve(request.address, mac, self.config, self.ports.values(), self.gateway.leases)
 
     def _number(self) -> int:
         """The next free port number; one is used again as late as can be."""
