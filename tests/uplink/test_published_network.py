@@ -190,6 +190,19 @@ def test_many_connections_leave_nothing(world, guest, network):
     assert eventually(lambda: descriptors(network.pid) <= before + 40)  # sockets of the namespace are kept in stock
 
 
+def test_ports_of_ended_connections_are_soon_used_again(world, guest, network):
+    """The gateway's end of a connection that the client has closed waits for a minute: TIME_WAIT."""
+    network.sysctl("net.ipv4.ip_local_port_range", "48000 51999")
+    with listen(guest, (GUEST, 22)) as server:
+        for _ in range(6000):
+            with dial(world.host, (HOST, 2201)) as one:
+                one.sendall(b"x")
+                one.shutdown(socket.SHUT_WR)
+                with server.accept()[0] as other:
+                    assert other.recv(10) == b"x"
+                    assert other.recv(10) == b""
+
+
 # UDP.
 
 

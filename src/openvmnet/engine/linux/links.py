@@ -26,6 +26,10 @@ SYSCTLS = {
     # A SYN for a four-tuple whose last connection is in TIME_WAIT would be given that socket before it is routed, and
     # ip_forward() drops what has a socket: the guest could not use the port again for a minute.
     "net.ipv4.tcp_early_demux": "0",
+    # A client of a published port that ends its connection leaves the gateway's end in TIME_WAIT for a minute, and the
+    # default of 28,232 ports for each port of a guest's would be gone after 470 connections a second. RFC 6191.
+    "net.ipv4.tcp_tw_reuse": "1",
+    "net.ipv4.ip_local_port_range": "16384 65535",
     # Where br_netfilter is loaded (every Docker host) a new namespace sends bridged packets through the IP hooks, where
     # TPROXY takes their socket away again and every SYN gets a RST.
     "net.bridge.bridge-nf-call-iptables": "0",
