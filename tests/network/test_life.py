@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.netns import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _HOLD = ("sh", "-c", "exec sleep 100000", "sh")  # takes a VM's place: it holds its ports and looks at no argument
-
-
-def eventually(held: Callable[[], bool], what: str, seconds: float = 15) -> None:
-    """Wait until `held()`."""
-    deadline = time.monotonic() + seconds
-    while not held():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def networks(world: World) -> dict[str, dict[str, Any]]:
@@ -45,14 +38,14 @@ def hold(world: World) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         before = len(networks(world).get(name, {"ports": ()})["ports"])
         process: subprocess.Popen[bytes] = world.product(argv, stdin=subprocess.DEVNULL)
         started.append(process)
-        eventually(lambda: len(networks(world).get(name, {"ports": ()})["ports"]) > before, "no port came")
+        assert eventually(lambda: len(networks(world).get(name, {"ports": ()})["ports"]) > before, 15), "no port came"
         return process
 
     yield start
     for process in started:
         process.kill()
         process.wait()
-    eventually(lambda: not networks(world), "a network is left")
+    assert eventually(lambda: not networks(world), 15), "a network is left"
 
 
 def _nic(mac: str) -> tuple[str, ...]:
@@ -71,7 +64,7 @@ def test_a_mac_in_use_is_refused_before_the_vm_starts(world: World, hold: Callab
 
 def test_nics_without_a_mac_get_one_each(world: World, hold: Callable[..., Any]) -> None:
     hold("two", "-netdev", "vmnet-shared,id=a", "-netdev", "vmnet-shared,id=b", options=["--linger", "0"])
-    eventually(lambda: len(networks(world)["two"]["ports"]) == 2, "the second port did not come")
+    assert eventually(lambda: len(networks(world)["two"]["ports"]) == 2, 15), "the second port did not come"
     first, second = (port["mac"] for port in networks(world)["two"]["ports"])
     assert first != second
 
@@ -81,16 +74,16 @@ def test_the_network_stays_for_its_linger_and_is_joined(world: World, hold: Call
     pid = networks(world)["lingering"]["pid"]
     process.kill()
     process.wait()
-    eventually(lambda: not networks(world)["lingering"]["ports"], "the port stays")
+    assert eventually(lambda: not networks(world)["lingering"]["ports"], 15), "the port stays"
     assert networks(world)["lingering"]["pid"] == pid
     process = hold("lingering", "-netdev", "vmnet-shared,id=n0", options=["--linger", "0"])
     process.kill()
     process.wait()
-    eventually(lambda: not networks(world)["lingering"]["ports"], "the port stays")
+    assert eventually(lambda: not networks(world)["lingering"]["ports"], 15), "the port stays"
     # Who started it has said how long; nobody waits for that here.
     assert networks(world)["lingering"]["pid"] == pid
     os.kill(pid, signal.SIGTERM)
-    eventually(lambda: "lingering" not in networks(world), "the network stays")
+    assert eventually(lambda: "lingering" not in networks(world), 15), "the network stays"
 
 
 def test_a_neighbour_keeps_the_network(world: World, hold: Callable[..., Any]) -> None:
@@ -98,5 +91,5 @@ def test_a_neighbour_keeps_the_network(world: World, hold: Callable[..., Any]) -
     hold("kept", "-netdev", "vmnet-shared,id=n0", options=["--linger", "0"])
     leaving.kill()
     leaving.wait()
-    eventually(lambda: len(networks(world)["kept"]["ports"]) == 1, "the port stays")
+    assert eventually(lambda: len(networks(world)["kept"]["ports"]) == 1, 15), "the port stays"
     assert "kept" in networks(world)

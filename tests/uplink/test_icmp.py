@@ -17,6 +17,7 @@ from openvmnet.kernel.loop import Lane
 from openvmnet.uplink import icmp
 from openvmnet.uplink.icmp import IcmpUplink
 from openvmnet.wire import ip
+from tests.uplink.benching import turn
 
 pytestmark = pytest.mark.kernel
 GUEST, OTHER, OUTSIDE = (socket.inet_aton(one) for one in ("192.168.64.2", "192.168.64.3", "127.0.0.1"))
@@ -47,9 +48,7 @@ class Bench:
         self.uplink.open(packet, ip.parse(packet))
 
     def step(self, seconds: float = 0.01) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.lane.select(0.002)
+        turn(self.lane, seconds)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import struct
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +24,7 @@ from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
 from openvmnet.wire import ip, ip6
 from openvmnet.wire.fragments6 import split
+from tests.uplink.benching import closed, turn
 
 pytestmark = pytest.mark.kernel
 GUEST, OTHER, OUTSIDE, GATEWAY = "fd00::2", "fd00::3", "fd00:1::1", "fd00::1"
@@ -96,9 +95,7 @@ class Bench:
         return fd
 
     def step(self, seconds: float = 0.02) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.lane.select(0.002)
+        turn(self.lane, seconds)
 
     def close(self) -> None:
         for uplink in (self.icmp, self.udp, self.tcp):
@@ -110,15 +107,8 @@ class Bench:
         self.lane.close()
 
 
-@contextlib.contextmanager
 def benched():
-    before = set(os.listdir("/proc/self/fd"))
-    made = Bench()
-    try:
-        yield made
-    finally:
-        made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    return closed(Bench)
 
 
 @pytest.fixture

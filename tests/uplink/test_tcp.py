@@ -18,6 +18,7 @@ from openvmnet.kernel.loop import Lane
 from openvmnet.uplink import tcp
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.wire import ip
+from tests.uplink.benching import turn
 
 GATEWAY = socket.inet_aton("192.168.64.1")
 LOOPBACK = socket.inet_aton("127.0.0.1")
@@ -56,9 +57,7 @@ class Bench:
         self.uplink.open(packet, ip.parse(packet))
 
     def step(self, seconds: float = 0.02) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.lane.select(0.005)
+        turn(self.lane, seconds)
 
     def guest(self, port: int) -> socket.socket:
         """Complete the guest's handshake."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -16,6 +15,7 @@ from openvmnet.kernel.loop import Lane
 from openvmnet.uplink import udp
 from openvmnet.uplink.udp import UdpUplink
 from openvmnet.wire import ip
+from tests.uplink.benching import closed, turn
 
 GUEST, OTHER, OUTSIDE = (socket.inet_aton(one) for one in ("127.0.0.1", "127.0.0.3", "127.0.0.2"))
 
@@ -50,9 +50,7 @@ class Bench:
         self.uplink.open(packet, ip.parse(packet))
 
     def step(self, seconds: float = 0.02) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.lane.select(0.002)
+        turn(self.lane, seconds)
 
     def close(self) -> None:
         self.uplink.close()
@@ -63,15 +61,8 @@ class Bench:
         self.lane.close()
 
 
-@contextlib.contextmanager
 def benched(**options):
-    before = set(os.listdir("/proc/self/fd"))
-    made = Bench(**options)
-    try:
-        yield made
-    finally:
-        made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    return closed(lambda: Bench(**options))
 
 
 def test_first_answers_and_the_rest():
