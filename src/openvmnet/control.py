@@ -31,6 +31,7 @@ from openvmnet.netdev import Host, Shared, Subnet, unique_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from ipaddress import IPv4Address, IPv6Address
 
     from openvmnet.config import NetworkConfig
     from openvmnet.netdev import Forward
@@ -122,10 +123,11 @@ class PublishedView(msgspec.Struct, frozen=True):
     guest_port: int
 
     @classmethod
-    def of(cls, forward: Forward, guest: str | None) -> PublishedView:
+    def of(cls, forward: Forward, guest: IPv4Address | IPv6Address | str | None) -> PublishedView:
         """How `forward` is shown while its guest is at `guest`."""
         host = "0.0.0.0" if forward.host is None else str(forward.host)  # noqa: S104 - shown, not bound
-        return cls(forward.protocol, host, forward.host_port, guest, forward.guest_port)
+        address = None if guest is None else str(guest)
+        return cls(forward.protocol, host, forward.host_port, address, forward.guest_port)
 
 
 class PortView(msgspec.Struct, frozen=True):

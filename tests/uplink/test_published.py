@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
-import os
 import socket
-import time
 from unittest import mock
 
 import pytest
@@ -15,7 +14,9 @@ from openvmnet.errors import HostError
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import Lane
 from openvmnet.uplink.published import PublishedTcp
+from openvmnet.uplink.target import Target
 from openvmnet.uplink.tcp import TcpUplink
+from tests.uplink.benching import closed, turn
 from tests.uplink.pumping import reset
 
 LOOPBACK = socket.inet_aton("127.0.0.1")
@@ -33,10 +34,9 @@ class Bench:
         self.address: bytes | None = LOOPBACK
         self.fail: Exception | None = None
         self.counters = {"published_opened": 0, "published_refused": 0, "published_dropped": 0}
-        self.port = PublishedTcp(
-            self.lane, self.uplink, published, OWNER, self.guest.getsockname()[1], lambda: self.address,
-            self._connector, self.counters,
-        )  # fmt: skip
+        guest_port = self.guest.getsockname()[1].to_bytes(2, "big")
+        target = Target(OWNER, guest_port, lambda: self.address, self._connector, self.counters)
+        self.port = PublishedTcp(self.lane, self.uplink, published, target)
         self.port.start()
 
     @staticmethod
@@ -57,9 +57,7 @@ class Bench:
         return socket.create_connection(self.where, 2)
 
     def step(self, seconds: float = 0.02) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.lane.select(0.005)
+        turn(self.lane, seconds)
 
     def close(self) -> None:
         self.port.close()
@@ -70,15 +68,8 @@ class Bench:
         self.lane.close()
 
 
-@contextlib.contextmanager
 def benched(**options):
-    before = set(os.listdir("/proc/self/fd"))
-    made = Bench(**options)
-    try:
-        yield made
-    finally:
-        made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    return closed(lambda: Bench(**options))
 
 
 def test_a_client_is_a_flow_of_its_owner_and_ends_with_the_port():
@@ -143,7 +134,8 @@ def test_an_opening_counts_until_its_client_gives_up():
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         stack.enter_context(socket.create_connection(full.getsockname()))
-        bench.port._port = full.getsockname()[1].to_bytes(2, "big")
+        where = full.getsockname()[1].to_bytes(2, "big")
+        bench.port._target = dataclasses.replace(bench.port._target, port=where)
         client = bench.client()
         bench.step()
         assert (bench.uplink.pending(), bench.uplink.opening) == (1, {OWNER: 1})

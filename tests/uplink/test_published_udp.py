@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import socket
-import time
 from unittest import mock
 
 import pytest
@@ -15,7 +14,9 @@ from openvmnet.errors import HostError
 from openvmnet.kernel.loop import Lane
 from openvmnet.uplink import published_udp
 from openvmnet.uplink.published_udp import PublishedUdp
+from openvmnet.uplink.target import Target
 from openvmnet.uplink.udp import UdpUplink
+from tests.uplink.benching import closed, turn
 
 LOOPBACK = socket.inet_aton("127.0.0.1")
 OWNER = 7
@@ -40,10 +41,9 @@ class Bench:
         self.address: bytes | None = LOOPBACK
         self.fail: Exception | None = None
         self.counters = {"published_opened": 0, "published_refused": 0, "published_dropped": 0}
-        self.port = PublishedUdp(
-            self.lane, self.uplink, host, OWNER, self.guest.getsockname()[1], lambda: self.address, self._connector,
-            self.counters,
-        )  # fmt: skip
+        guest_port = self.guest.getsockname()[1].to_bytes(2, "big")
+        target = Target(OWNER, guest_port, lambda: self.address, self._connector, self.counters)
+        self.port = PublishedUdp(self.lane, self.uplink, host, target)
         self.port.start()
 
     def _connector(self, size: int) -> int:
@@ -55,9 +55,7 @@ class Bench:
         return sock.detach()
 
     def step(self, seconds: float = 0.02) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.lane.select(0.002)
+        turn(self.lane, seconds)
 
     def close(self) -> None:
         self.port.close()
@@ -67,15 +65,8 @@ class Bench:
         self.lane.close()
 
 
-@contextlib.contextmanager
 def benched(**options):
-    before = set(os.listdir("/proc/self/fd"))
-    made = Bench(**options)
-    try:
-        yield made
-    finally:
-        made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    return closed(lambda: Bench(**options))
 
 
 def test_each_client_is_a_flow_and_is_answered_from_where_it_asked():

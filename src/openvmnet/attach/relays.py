@@ -89,7 +89,7 @@ def _port(record: Record, given: Sequence[Lease]) -> PortView:
         dropped=counters.down_dropped + counters.up_dropped,
         pid=record.vm_pid,
         published=[
-            PublishedView.of(forward, str(forward.guest) if forward.guest else record.reservation or address)
+            PublishedView.of(forward, forward.guest or record.reservation or address)
             for forward in hostfwd.parse_all(record.hostfwd)
         ],
         reservation=record.reservation,

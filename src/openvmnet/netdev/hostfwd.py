@@ -71,14 +71,20 @@ def parse_all(rules: tuple[str, ...]) -> tuple[Forward, ...]:
         forward = parse(rule)
         key = (forward.protocol, forward.host, forward.host_port)
         if key in taken:
-            raise OptionError(
-                f"Could not set up host forwarding rule '{rule}': '{taken[key]}' has that port of the host's",
-                option="hostfwd",
-                value=rule,
-            )
+            refuse(rule, f"'{taken[key]}' has that port of the host's")
         taken[key] = rule
         forwards.append(forward)
     return tuple(forwards)
+
+
+def refusal(rule: object, why: str) -> str:
+    """QEMU's words for a rule that is read and cannot be had, and why."""
+    return f"Could not set up host forwarding rule '{rule}': {why}"
+
+
+def refuse(rule: object, why: str) -> NoReturn:
+    """Raise OptionError with that."""
+    raise OptionError(refusal(rule, why), option="hostfwd", value=str(rule))
 
 
 def invalid(rule: str, reason: str, sentence: str) -> NoReturn:

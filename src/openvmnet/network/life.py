@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from openvmnet import control, state
 from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
-from openvmnet.errors import Conflict, Exhausted, HostError, OptionError
-from openvmnet.netdev import stable_mac
+from openvmnet.errors import Conflict, Exhausted, HostError
+from openvmnet.netdev import hostfwd, stable_mac
 from openvmnet.network.gateway import Gateway
 from openvmnet.network.outside import Outside
 from openvmnet.network.port import Port, Record
@@ -186,11 +186,7 @@ class Network:
         if self.published is not None:
             self.published.take(port)
         elif port.hostfwd:
-            raise OptionError(
-                f"Could not set up host forwarding rule '{port.hostfwd[0]}': the host is not on network '{self.name}'",
-                option="hostfwd",
-                value=port.hostfwd[0],
-            )
+            hostfwd.refuse(port.hostfwd[0], f"the host is not on network '{self.name}'")
 
     def _crowd(self) -> None:
         """Guests share the process's time while there are several."""

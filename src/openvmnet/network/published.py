@@ -9,14 +9,15 @@ import logging
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from openvmnet.errors import OptionError, VmnetError
+from openvmnet.errors import VmnetError
 from openvmnet.netdev import hostfwd
 from openvmnet.uplink import hostport
 from openvmnet.uplink.published import PublishedTcp
 from openvmnet.uplink.published_udp import PublishedUdp
+from openvmnet.uplink.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from ipaddress import IPv6Address
 
     from openvmnet.engine.linux.engine import LinuxEngine
     from openvmnet.kernel.loop import Lane
@@ -79,12 +80,12 @@ class PublishedPorts:
             one.close()
         self._outside.forget_port(port.number)
 
-    def guest(self, port: Port, forward: Forward) -> str | None:
+    def guest(self, port: Port, forward: Forward) -> IPv4Address | IPv6Address | None:
         """Where a client of `forward` would be led now; None: nowhere."""
         if forward.guest is not None:
-            return str(forward.guest)
+            return forward.guest
         lease = self._gateway.lease_of(port)
-        return None if lease is None else str(lease.ip)
+        return None if lease is None else lease.ip
 
     def sweep(self) -> None:
         """Once in a while: what had to rest goes on."""
@@ -100,27 +101,17 @@ class PublishedPorts:
         self._by_link.clear()
 
     def _publish(self, port: Port, forward: Forward) -> PublishedTcp | PublishedUdp:
+        def reach() -> bytes | None:
+            address = self.guest(port, forward)
+            return None if address is None else address.packed
+
         sock = hostport.take(forward)
-        reach = self._reach(port, forward)
+        guest_port = forward.guest_port.to_bytes(2, "big")
         if forward.protocol == "tcp":
-            return PublishedTcp(
-                self._lane, self._outside.tcp, sock, port.number, forward.guest_port, reach, self._engine.connector,
-                self.counters,
-            )  # fmt: skip
-        return PublishedUdp(
-            self._lane, self._outside.udp, sock, port.number, forward.guest_port, reach, self._datagrams, self.counters
-        )
-
-    def _reach(self, port: Port, forward: Forward) -> Callable[[], bytes | None]:
-        if forward.guest is not None:
-            packed = forward.guest.packed
-            return lambda: packed
-
-        def leased() -> bytes | None:
-            lease = self._gateway.lease_of(port)
-            return None if lease is None else lease.ip.packed
-
-        return leased
+            target = Target(port.number, guest_port, reach, self._engine.connector, self.counters)
+            return PublishedTcp(self._lane, self._outside.tcp, sock, target)
+        target = Target(port.number, guest_port, reach, self._datagrams, self.counters)
+        return PublishedUdp(self._lane, self._outside.udp, sock, target)
 
     def _datagrams(self, size: int) -> int:
         return self._engine.transparent() if size == 4 else self._engine.transparent6()
@@ -140,9 +131,8 @@ class PublishedPorts:
             fine = prefix is not None and address in prefix and address not in (prefix[0], prefix[1])
             right = "an IPv4 address, since it has no IPv6" if prefix is None else f"an address of {prefix}"
         if not fine:
-            raise OptionError(
-                f"Could not set up host forwarding rule '{forward}': {address} is no guest's address on network "
-                f"'{self._name}'; {right} would be right, or none for the one that the VM gets by DHCP",
-                option="hostfwd",
-                value=str(forward),
+            hostfwd.refuse(
+                forward,
+                f"{address} is no guest's address on network '{self._name}'; {right} would be right, or none for the "
+                "one that the VM gets by DHCP",
             )

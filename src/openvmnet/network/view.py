@@ -54,10 +54,8 @@ async def view(network: Network) -> control.NetworkView:
 def _published(network: Network, port: Port) -> list[control.PublishedView]:
     if network.published is None:
         return []
-    return [
-        control.PublishedView.of(forward, network.published.guest(port, forward))
-        for forward in hostfwd.parse_all(port.hostfwd)
-    ]
+    forwards = hostfwd.parse_all(port.hostfwd)
+    return [control.PublishedView.of(forward, network.published.guest(port, forward)) for forward in forwards]
 
 
 def _ports(network: Network) -> list[control.PortView]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from openvmnet.errors import Conflict, HostError, MissingFeature, OptionError
 from openvmnet.kernel.sockets import IP_PKTINFO
 from openvmnet.kernel.sockets6 import IPV6_RECVPKTINFO
+from openvmnet.netdev.hostfwd import refusal
 
 if TYPE_CHECKING:
     from openvmnet.netdev import Forward
@@ -58,25 +59,23 @@ def take(forward: Forward) -> socket.socket:
 
 
 def _refuse(forward: Forward, address: IPv4Address | IPv6Address, error: OSError) -> NoReturn:
-    sentence = f"Could not set up host forwarding rule '{forward}'"
     port = f"{forward.protocol} port {forward.host_port}"
     where = "of this host" if forward.host is None else f"of {address}"
     if error.errno == errno.EADDRINUSE:
-        raise Conflict(
-            f"{sentence}: {port} {where} is in use", hint=f"ss -lnp 'sport = :{forward.host_port}'"
-        ) from error
+        why = f"{port} {where} is in use"
+        raise Conflict(refusal(forward, why), hint=f"ss -lnp 'sport = :{forward.host_port}'") from error
     if error.errno in (errno.EACCES, errno.EPERM):
         least = _least()
-        raise MissingFeature(
-            f"{sentence}: ports below {least} are for root on this host, and {forward.host_port} is one; "
-            f"{least} to 65535 would be right",
-            hint=f"sudo sysctl net.ipv4.ip_unprivileged_port_start={forward.host_port}",
-        ) from error
+        why = (
+            f"ports below {least} are for root on this host, and {forward.host_port} is one; "
+            f"{least} to 65535 would be right"
+        )
+        hint = f"sudo sysctl net.ipv4.ip_unprivileged_port_start={forward.host_port}"
+        raise MissingFeature(refusal(forward, why), hint=hint) from error
     if error.errno == errno.EADDRNOTAVAIL:
-        raise OptionError(
-            f"{sentence}: {address} is no address of this host", option="hostfwd", value=str(forward), hint="ip address"
-        ) from error
-    raise HostError(f"{sentence}: {error.strerror or os.strerror(error.errno or 0)}") from error
+        why = f"{address} is no address of this host"
+        raise OptionError(refusal(forward, why), option="hostfwd", value=str(forward), hint="ip address") from error
+    raise HostError(refusal(forward, error.strerror or os.strerror(error.errno or 0))) from error
 
 
 def _least() -> int:

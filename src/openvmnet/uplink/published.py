@@ -29,9 +29,8 @@ from openvmnet.uplink.family import IPV4, IPV6, of
 from openvmnet.uplink.pump import EVENTS, Flow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from openvmnet.kernel.loop import Lane
+    from openvmnet.uplink.target import Target
     from openvmnet.uplink.tcp import TcpUplink
 
 log = logging.getLogger(__name__)
@@ -70,33 +69,16 @@ class Inward:
 
 
 class PublishedTcp:
-    """One published port: `listener` is this host's, `owner` the number of the VM's port, whose bounds hold.
+    """One published port: `listener` is this host's. Nothing is accepted before `start()`."""
 
-    `reach()` gives the guest's address (4 or 16 octets) as it is now, None where it has none; `connector(size)` a
-    fresh transparent TCP socket of the namespace for addresses of that size; `counters` are those of all published
-    ports. Nothing is accepted before `start()`.
-    """
-
-    def __init__(
-        self,
-        lane: Lane,
-        tcp: TcpUplink,
-        listener: socket.socket,
-        owner: int,
-        guest_port: int,
-        reach: Callable[[], bytes | None],
-        connector: Callable[[int], int],
-        counters: dict[str, int],
-    ) -> None:
+    def __init__(self, lane: Lane, tcp: TcpUplink, listener: socket.socket, target: Target) -> None:
         self._lane = lane
         self._tcp = tcp
         self._listener = listener
         self._accept = (IPV6 if listener.family == socket.AF_INET6 else IPV4).sockets.accept
-        self._owner = owner
-        self._port = guest_port.to_bytes(2, "big")
-        self._reach = reach
-        self._connector = connector
-        self._counters = counters
+        self._target = target
+        self._owner = target.owner
+        self._counters = target.counters
         self._openings: set[Inward] = set()
         self._full = Notice(log)
         self._failed = Notice(log)
@@ -139,15 +121,15 @@ class PublishedTcp:
             self._full.warn("a client of a published port was reset: its VM has as many connections as it may")
             sockets.abort(host)
             return
-        address = self._reach()
+        address = self._target.reach()
         if address is None:
             self._counters["published_refused"] += 1
             sockets.abort(host)
             return
         guest = -1
         try:
-            guest = self._connector(len(address))
-            result = of(address).sockets.connect(guest, self._port + address)
+            guest = self._target.connector(len(address))
+            result = of(address).sockets.connect(guest, self._target.port + address)
             if result not in (0, errno.EINPROGRESS):
                 raise OSError(result, os.strerror(result))
         except (OSError, HostError) as error:

@@ -35,9 +35,8 @@ from openvmnet.uplink.udp import UdpFlow
 from openvmnet.wire import ip, ip6
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from openvmnet.kernel.loop import Lane
+    from openvmnet.uplink.target import Target
     from openvmnet.uplink.udp import UdpUplink
 
 log = logging.getLogger(__name__)
@@ -52,35 +51,18 @@ _Name = tuple[str, int] | tuple[str, int, int, int]
 
 
 class PublishedUdp:
-    """One published port: `host` is this host's, `owner` the number of the VM's port, whose bounds hold.
+    """One published port: `host` is this host's. Nothing is read before `start()`."""
 
-    `reach()` gives the guest's address (4 or 16 octets) as it is now, None where it has none; `connector(size)` a fresh
-    transparent UDP socket of the namespace for addresses of that size; `counters` are those of all published ports.
-    Nothing is read before `start()`.
-    """
-
-    def __init__(
-        self,
-        lane: Lane,
-        udp: UdpUplink,
-        host: socket.socket,
-        owner: int,
-        guest_port: int,
-        reach: Callable[[], bytes | None],
-        connector: Callable[[int], int],
-        counters: dict[str, int],
-    ) -> None:
+    def __init__(self, lane: Lane, udp: UdpUplink, host: socket.socket, target: Target) -> None:
         self._lane = lane
         self._udp = udp
         self._host = host
         self._six = host.family == socket.AF_INET6
         self._name: str = host.getsockname()[0]
         self._host_port: int = host.getsockname()[1]
-        self._owner = owner
-        self._guest_port = guest_port.to_bytes(2, "big")
-        self._reach = reach
-        self._connector = connector
-        self._counters = counters
+        self._target = target
+        self._owner = target.owner
+        self._counters = target.counters
         self._failed = Notice(log)
 
     def start(self) -> None:
@@ -131,7 +113,7 @@ class PublishedUdp:
             key = self._key(client, local)
             flow = self._udp.find(key)
             if flow is None:
-                address = self._reach()
+                address = self._target.reach()
                 if address is None:
                     self._counters["published_refused"] += 1
                     continue
@@ -186,9 +168,9 @@ class PublishedUdp:
 
     def _ask(self, address: bytes) -> int:
         """A socket of the namespace, connected to the guest."""
-        guest = self._connector(len(address))
+        guest = self._target.connector(len(address))
         sockets.set_option(guest, socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        error = of(address).sockets.connect(guest, self._guest_port + address)
+        error = of(address).sockets.connect(guest, self._target.port + address)
         sockets.set_option(guest, socket.SOL_SOCKET, socket.SO_REUSEADDR)
         if error:
             os.close(guest)
@@ -202,7 +184,7 @@ class PublishedUdp:
         """The flow, as if the guest had sent the first datagram: what it is told of errors is about that one."""
         family = of(address)
         gateway = family.sockets.local(guest)
-        ends = int.from_bytes(self._guest_port, "big"), int.from_bytes(gateway[:2], "big")
+        ends = int.from_bytes(self._target.port, "big"), int.from_bytes(gateway[:2], "big")
         wire = ip6 if family is IPV6 else ip
         packet = wire.build_udp(address, gateway[2:], *ends, b"")
         header = wire.parse(packet)._replace(identification=self._owner, dont_fragment=False)

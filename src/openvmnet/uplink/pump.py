@@ -178,7 +178,7 @@ class Flow:
                 return False
             if count == 0:
                 return True
-            try:
+            try:  # as _write(), but for the call: this is the way of every short exchange
                 sent = os.write(way.sink, _view[:count])
             except BlockingIOError:
                 sent = 0

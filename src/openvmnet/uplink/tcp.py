@@ -51,7 +51,14 @@ log = logging.getLogger(__name__)
 OPENINGS_PER_GUEST = 512
 ACCEPT_TIMEOUT = 30.0  # s; a guest that answers at all answers a SYN-ACK within a round trip of the bridge
 KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection after (RFC 5382: 2 h 4 min at the least)
-KEEPALIVE = ((socket.TCP_KEEPIDLE, KEEPALIVE_IDLE), (socket.TCP_KEEPINTVL, 60), (socket.TCP_KEEPCNT, 5))
+# Options of a socket towards a guest: it tells of a peer that is gone, and leaves urgent data in the stream.
+GUEST_SIDE = (
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+)
 LOST_TIMEOUT = 60.0  # s for a peer to take what the other side sent before it was reset (a kernel's own patience, too)
 _ACCEPTS = 64  # connections accepted in one turn
 
@@ -248,10 +255,8 @@ class Door:
         self._accept_fd = listener.fileno()
         self._error_source = error_source
         self._awaited = 0  # guests that the kernel shakes hands with
-        for option, value in KEEPALIVE:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)  # accepted sockets inherit all of it
-        for option in (socket.SO_KEEPALIVE, socket.SO_OOBINLINE):
-            listener.setsockopt(socket.SOL_SOCKET, option, 1)
+        for level, option, value in GUEST_SIDE:
+            listener.setsockopt(level, option, value)  # accepted sockets inherit all of it
         self._lane.watch(self._accept_fd, 1, self._on_accept)
 
     def open(self, packet: bytes, header: ip.Header) -> None:

@@ -22,7 +22,7 @@ from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
 from openvmnet.kernel.sockets import IP_TRANSPARENT
 from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE, IPV6_TRANSPARENT
-from openvmnet.uplink.tcp import KEEPALIVE
+from openvmnet.uplink.tcp import GUEST_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +36,18 @@ if TYPE_CHECKING:
 _SO_RCVMARK = 75  # Linux 5.19; without it DHCP cannot tell ports apart
 _ETH_P_ARP = 0x0806
 _BACKLOG = 4096
-_POOL = 32  # transparent UDP sockets fetched at a time: one round trip to the agent for as many flows
+_STOCK = 32  # transparent sockets fetched at a time: one round trip to the agent for as many flows
 _DATAGRAM_BUFFER = 1 << 20  # octets; the kernel clamps it to net.core.rmem_max
+_Option = tuple[int, int, int | str]
+_DATAGRAMS: list[_Option] = [
+    (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+    (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
+]
+# By the size of an address, in octets.
+_TRANSPARENT: dict[int, _Option] = {
+    4: (socket.SOL_IP, IP_TRANSPARENT, 1),
+    16: (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
+}
 _NETLINK_BUFFER = 1 << 17
 
 
@@ -55,9 +65,7 @@ class LinuxEngine:
         self.adopted: list[str] = []  # ports of guests that were here before this process
         self._netlink: socket.socket
         self._events: socket.socket
-        self._pool: list[int] = []
-        self._pool6: list[int] = []
-        self._connectors: dict[int, list[int]] = {4: [], 16: []}
+        self._stock: dict[tuple[int, int], list[int]] = {}  # fresh sockets by family and kind
         self._isolated: dict[str, bool] = {}
 
     async def up(self, isolated: dict[str, bool]) -> None:
@@ -102,10 +110,9 @@ class LinuxEngine:
         if self.prefix is not None:
             await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS6)
         await self.namespace.run(["ip", "-batch", "-"], links.uplink(ip6=self.prefix is not None))
-        self.listener = self._transparent_listener(socket.AF_INET, (socket.SOL_IP, IP_TRANSPARENT, 1), "127.0.0.1")
+        self.listener = self._transparent_listener(socket.AF_INET, _TRANSPARENT[4], "127.0.0.1")
         if self.prefix is not None:
-            option = (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-            self.listener6 = self._transparent_listener(socket.AF_INET6, option, "::1")
+            self.listener6 = self._transparent_listener(socket.AF_INET6, _TRANSPARENT[16], "::1")
 
     def _rules(self) -> str:
         """The firewall without its ports."""
@@ -200,7 +207,7 @@ class LinuxEngine:
         text = firewall.crowd(crowded=len(self._isolated) > 1, ip6=self.prefix is not None)
         return text + firewall.isolation(needed=any(self._isolated.values()))
 
-    def _transparent_listener(self, family: int, option: tuple[int, int, int | str], address: str) -> socket.socket:
+    def _transparent_listener(self, family: int, option: _Option, address: str) -> socket.socket:
         (listener,) = self.namespace.sockets(
             family, socket.SOCK_STREAM, options=[option], bind=(address, 0), listen=_BACKLOG
         )
@@ -212,47 +219,31 @@ class LinuxEngine:
 
     def transparent(self) -> int:
         """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""
-        return self._one_of(self._pool, socket.AF_INET, [(socket.SOL_IP, IP_TRANSPARENT, 1)])
+        return self._stocked(socket.AF_INET, socket.SOCK_DGRAM, [_TRANSPARENT[4], *_DATAGRAMS])
 
     def transparent6(self) -> int:
         """The same for IPv6; it tells of fragments."""
-        options = [(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1), (socket.IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 1)]
-        return self._one_of(self._pool6, socket.AF_INET6, options)
+        fragments = (socket.IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 1)
+        return self._stocked(socket.AF_INET6, socket.SOCK_DGRAM, [_TRANSPARENT[16], fragments, *_DATAGRAMS])
 
     def connector(self, size: int) -> int:
-        """A fresh transparent TCP socket of the namespace, as what the pump's listener accepts is: it tells of a peer
-        that is gone, and leaves urgent data in the stream. `size` is that of the addresses, in octets."""
-        pool = self._connectors[size]
-        if not pool:
-            family = socket.AF_INET if size == 4 else socket.AF_INET6
-            transparent = (socket.SOL_IP, IP_TRANSPARENT) if size == 4 else (socket.IPPROTO_IPV6, IPV6_TRANSPARENT)
-            options: list[tuple[int, int, int | str]] = [
-                (*transparent, 1),
-                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-                (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
-                *((socket.IPPROTO_TCP, option, value) for option, value in KEEPALIVE),
-            ]
-            pool += [
-                sock.detach()
-                for sock in self.namespace.sockets(family, socket.SOCK_STREAM, count=_POOL, options=options)
-            ]
-        return pool.pop()
+        """A fresh transparent TCP socket of the namespace, as what the pump's listener accepts is; `size` is that of
+        the addresses, in octets."""
+        family = socket.AF_INET if size == 4 else socket.AF_INET6
+        return self._stocked(family, socket.SOCK_STREAM, [_TRANSPARENT[size], *GUEST_SIDE])
 
-    def _one_of(self, pool: list[int], family: int, options: list[tuple[int, int, int]]) -> int:
-        if not pool:
-            every: list[tuple[int, int, int | str]] = [
-                *options,
-                (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
-                (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
-            ]
-            made = self.namespace.sockets(family, socket.SOCK_DGRAM, count=_POOL, options=every)
-            pool += [sock.detach() for sock in made]
-        return pool.pop()
+    def _stocked(self, family: int, kind: int, options: list[_Option]) -> int:
+        """One of a stock, since to ask the agent takes longer than to open a flow; what is of one kind is alike."""
+        stock = self._stock.setdefault((family, kind), [])
+        if not stock:
+            made = self.namespace.sockets(family, kind, count=_STOCK, options=options)
+            stock += [sock.detach() for sock in made]
+        return stock.pop()
 
     def dhcp_sockets(self) -> tuple[socket.socket, socket.socket, socket.socket]:
         """DHCP's three: the server's UDP socket, a raw one to send frames, and one that hears ARP."""
         gateway: tuple[str | int, ...] = ("0.0.0.0", 67)  # noqa: S104 - of the bridge only, by SO_BINDTODEVICE
-        options: list[tuple[int, int, int | str]] = [
+        options: list[_Option] = [
             (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
             (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
             (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE),
@@ -273,16 +264,15 @@ class LinuxEngine:
 
     def _dns(self, family: int, address: str) -> tuple[socket.socket, socket.socket]:
         where: tuple[str | int, ...] = (address, 53)
-        reuse = [(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1), (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER)]
-        (udp,) = self.namespace.sockets(family, socket.SOCK_DGRAM, options=list(reuse), bind=where)
-        (tcp,) = self.namespace.sockets(family, socket.SOCK_STREAM, options=list(reuse[:1]), bind=where, listen=128)
+        (udp,) = self.namespace.sockets(family, socket.SOCK_DGRAM, options=_DATAGRAMS, bind=where)
+        (tcp,) = self.namespace.sockets(family, socket.SOCK_STREAM, options=_DATAGRAMS[:1], bind=where, listen=128)
         return udp, tcp
 
     def services6(self) -> tuple[socket.socket, socket.socket, int]:
         """The bridge's sockets for router solicitations (raw ICMPv6) and DHCPv6, and the bridge's ifindex."""
         (ifindex,) = (link.ifindex for link in netlink.links(self._netlink) if link.name == BRIDGE)
-        device: list[tuple[int, int, int | str]] = [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE)]
-        udp: list[tuple[int, int, int | str]] = [
+        device: list[_Option] = [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE)]
+        udp: list[_Option] = [
             (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
             (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1),
         ]
@@ -295,7 +285,7 @@ class LinuxEngine:
         family: int,
         kind: int,
         protocol: int,
-        options: list[tuple[int, int, int | str]],
+        options: list[_Option],
         bind: tuple[str | int, ...],
     ) -> socket.socket:
         """A socket that tells with each packet which port it came through, where the kernel can."""
@@ -332,9 +322,9 @@ class LinuxEngine:
             self._lane.forget(sock.fileno())
             sock.close()
         self._lane.forget(self.namespace.watch_fd())
-        for pool in (self._pool, self._pool6, *self._connectors.values()):
-            while pool:
-                os.close(pool.pop())
+        for stock in self._stock.values():
+            while stock:
+                os.close(stock.pop())
         self.namespace.quit()
 
 
