@@ -141,7 +141,7 @@ def _request(
                 f"Invalid parameter type for '{option}', expected: {wanted.__name__}", option=option, value=repr(value)
             )
     chosen.validate()
-    if allocate is False and not isinstance(chosen, Bridged) and chosen.address is not None:
+    if allocate is False and chosen.address is not None:
         raise OptionError(
             f"'address' goes with a MAC that is known, so not with allocate_mac_address=False: {chosen.address!r}",
             option="address",

@@ -99,8 +99,8 @@ def _plug_request(request: LinkRequest) -> control.PlugRequest:
         pid=os.getpid(),
         offloads=False,
         allocate_mac=request.allocate_mac_address,
-        hostfwd=() if isinstance(request.options, Bridged) else request.options.hostfwd,
-        address=None if isinstance(request.options, Bridged) else request.options.address,
+        hostfwd=request.options.hostfwd,
+        address=request.options.address,
     )
 
 

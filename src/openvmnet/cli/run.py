@@ -129,10 +129,9 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
 
 def _tell_of_hot_plug(netdev: PlannedNetdev, mac: str) -> None:
     """A reservation is the MAC's, and a NIC that is not in the command has whatever MAC it is given."""
-    options = netdev.options
-    unplugged = netdev.mac is None and netdev.mac_position is None
-    if unplugged and not isinstance(options, Bridged) and options.address is not None:
-        _progress(f"a NIC that is plugged into {netdev.name} later needs mac={mac} to be given {options.address}")
+    address = netdev.options.address
+    if address is not None and netdev.mac is None and netdev.mac_position is None:
+        _progress(f"a NIC that is plugged into {netdev.name} later needs mac={mac} to be given {address}")
 
 
 def _bridge(options: Bridged, request: PlugRequest) -> Plugged:
@@ -159,8 +158,8 @@ def _request(planned: Plan, netdev: PlannedNetdev) -> control.PlugRequest:
         index=netdev.index,
         isolated=netdev.options.isolated,
         pid=pid,
-        hostfwd=() if isinstance(netdev.options, Bridged) else netdev.options.hostfwd,
-        address=None if isinstance(netdev.options, Bridged) else netdev.options.address,
+        hostfwd=netdev.options.hostfwd,
+        address=netdev.options.address,
     )
 
 

@@ -172,14 +172,14 @@ class Host(_Addressed, frozen=True):
     def validate(self) -> None:
         """Raise OptionError for the first value that is wrong."""
         super().validate()
-        if self.uuid is not None and self.subnet is None and self.hostfwd:
-            raise OptionError(
-                f"Could not set up host forwarding rule '{self.hostfwd[0]}': the host is not on a private network "
-                "(net-uuid) without start-address, end-address and subnet-mask",
-                option="hostfwd",
-                value=self.hostfwd[0],
+        if self.uuid is None or self.subnet is not None:
+            return
+        if self.hostfwd:
+            rules.refuse(
+                self.hostfwd[0],
+                "the host is not on a private network (net-uuid) without start-address, end-address and subnet-mask",
             )
-        if self.uuid is not None and self.address is not None and self.subnet is None:
+        if self.address is not None:
             raise OptionError(
                 f"Parameter 'address' needs DHCP, which a private network ('net-uuid') has only with 'start-address', "
                 f"'end-address' and 'subnet-mask', so not '{self.address}'",
@@ -192,6 +192,11 @@ class Bridged(Netdev, frozen=True):
     """`vmnet-bridged`: the LAN behind `ifname`, a bridge or a wired NIC of this host."""
 
     type: ClassVar[str] = "vmnet-bridged"
+    # What a backend of the LAN's has none of: its ports and addresses are the LAN's.
+    hostfwd: ClassVar[tuple[str, ...]] = ()
+    forwards: ClassVar[tuple[rules.Forward, ...]] = ()
+    address: ClassVar[None] = None
+    reservation: ClassVar[None] = None
 
     ifname: str | None = None
 

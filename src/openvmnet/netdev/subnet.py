@@ -54,6 +54,10 @@ class Subnet(msgspec.Struct, frozen=True):
         """Whether DHCP may give this address: it is in the pool, which the gateway is not."""
         return self.first <= address <= self.last
 
+    def why_not(self, address: IPv4Address) -> str:
+        """What an address is that DHCP may not give, in words."""
+        return "is the gateway's" if address == self.gateway else "is not in the DHCP pool"
+
     def overlaps(self, other: Subnet | IPv4Network) -> bool:
         """Whether any address lies in both."""
         return self.network.overlaps(other.network if isinstance(other, Subnet) else other)

@@ -24,9 +24,8 @@ def reserve(value: str, mac: str, config: NetworkConfig, ports: Iterable[Port], 
     address = reservable(value, None)
     subnet = config.subnet
     if subnet is not None and not subnet.gives(address):
-        what = "is the gateway's" if address == subnet.gateway else "is not in the DHCP pool"
         raise Conflict(
-            f"address={address} {what} on network '{config.name}', which gives {subnet.pool}",
+            f"address={address} {subnet.why_not(address)} on network '{config.name}', which gives {subnet.pool}",
             hint="give an address of the pool, or start-address, end-address and subnet-mask for another network",
         )
     known = {port.mark: port for port in ports}

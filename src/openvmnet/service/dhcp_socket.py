@@ -175,8 +175,6 @@ class DhcpService:
             self.lost += 1
             log.debug("a DHCP answer was lost: %s", error)
 
-    # Changes from outside a batch: a port that went, for one.
-
 
 def ask_for_mark(sock: socket.socket) -> None:
     """Have the kernel tell each packet's mark; who made the socket may have done so already, with more rights."""

@@ -18,26 +18,24 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from openvmnet.engine.darwin import leases, ports
-from openvmnet.errors import HostError, OptionError, Stopped, VmnetError
-from openvmnet.netdev import Bridged, Host
+from openvmnet.errors import HostError, Stopped, VmnetError
+from openvmnet.netdev import Host, hostfwd
 
 if TYPE_CHECKING:
     from openvmnet.engine.darwin.ports import Rules
-    from openvmnet.netdev import Forward, Shared
+    from openvmnet.netdev import Bridged, Forward, Shared
 
 _LOG = logging.getLogger(__name__)
 
 
 def forwards(options: Shared | Host | Bridged) -> tuple[Forward, ...]:
     """The rules of a netdev. Raises OptionError for what vmnet cannot do."""
-    if isinstance(options, Bridged):
-        return ()
     found = options.forwards
     for forward in found:
         if isinstance(options, Host):
-            _refuse(forward, "vmnet publishes ports of vmnet-shared only, not of vmnet-host")
+            hostfwd.refuse(forward, "vmnet publishes ports of vmnet-shared only, not of vmnet-host")
         if forward.host is not None:
-            _refuse(
+            hostfwd.refuse(
                 forward,
                 f"on macOS a port is published on all of the Mac's real interfaces: leave {forward.host} out, as in "
                 f"'{forward.protocol}::{forward.host_port}-...'",
@@ -52,7 +50,7 @@ def refuse_leased(found: tuple[Forward, ...]) -> None:
     """Raise OptionError for a rule whose guest is only known by lease, where nobody would look for that."""
     for forward in found:
         if forward.guest is None:
-            _refuse(
+            hostfwd.refuse(
                 forward,
                 "on macOS a program's own interface publishes to an address that the rule names, as in "
                 f"'{forward.protocol}::{forward.host_port}-192.168.64.2:{forward.guest_port}'",
@@ -130,9 +128,6 @@ def _rule(forward: Forward, address: str) -> ports.Forward:
 
 
 def _failure(forward: Forward, error: VmnetError) -> HostError:
-    sentence = f"Could not set up host forwarding rule '{forward}': {error.message}"
-    return HostError(sentence, hint="vmnet ls; another VM may have that port", status=error.status)
-
-
-def _refuse(forward: Forward, why: str) -> None:
-    raise OptionError(f"Could not set up host forwarding rule '{forward}': {why}", option="hostfwd", value=str(forward))
+    return HostError(
+        hostfwd.refusal(forward, error.message), hint="vmnet ls; another VM may have that port", status=error.status
+    )

@@ -197,8 +197,8 @@ def _live(
                 started=started,
                 parameters=known,
                 counters=relay.counters,
-                hostfwd=() if isinstance(options, netdev.Bridged) else options.hostfwd,
-                reservation=None if isinstance(options, netdev.Bridged) else options.address,
+                hostfwd=options.hostfwd,
+                reservation=options.address,
             )
             try:
                 records.write(record)

@@ -15,12 +15,13 @@ from openvmnet.engine.darwin import bootptab, entitlement, leases
 from openvmnet.engine.darwin.mac import Mac
 from openvmnet.engine.darwin.network26 import Reservation
 from openvmnet.errors import Conflict, MissingFeature, OptionError
-from openvmnet.netdev import Bridged, Host, Shared, Subnet
+from openvmnet.netdev import Host, Subnet
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from openvmnet.engine.darwin.handle import Handle
+    from openvmnet.netdev import Bridged, Shared
 
 _LOG = logging.getLogger(__name__)
 RELOAD = ("/bin/launchctl", "kickstart", "-k", "system/com.apple.bootpd")
@@ -28,7 +29,7 @@ RELOAD = ("/bin/launchctl", "kickstart", "-k", "system/com.apple.bootpd")
 
 def refuse(options: Shared | Host | Bridged, mac_os: Mac) -> None:
     """Before anything is started: raise OptionError or MissingFeature for an `address` that cannot be kept here."""
-    if isinstance(options, Bridged) or options.address is None:
+    if options.address is None:
         return
     if isinstance(options, Host) and options.net_uuid is not None:
         raise OptionError(
@@ -51,7 +52,7 @@ def hold(options: Shared | Host | Bridged, mac: str | None, handle: Handle) -> b
 
     Raises Conflict for one that the network does not give, or that is another's, and as `bootptab.Hold`.
     """
-    address = None if isinstance(options, Bridged) else options.reservation
+    address = options.reservation
     if address is None:
         return None
     if mac is None:
@@ -59,8 +60,7 @@ def hold(options: Shared | Host | Bridged, mac: str | None, handle: Handle) -> b
     start, end = handle.text("vmnet_start_address"), handle.text("vmnet_end_address")
     subnet = Subnet.from_options(start, end, handle.text("vmnet_subnet_mask"))
     if subnet is not None and not subnet.gives(address):
-        what = "is the gateway's" if address == subnet.gateway else "is not in the DHCP pool"
-        raise Conflict(f"address={address} {what} on this network, which gives {subnet.pool}")
+        raise Conflict(f"address={address} {subnet.why_not(address)} on this network, which gives {subnet.pool}")
     _refuse_leased(address, mac)
     kept = bootptab.Hold(Reservation(mac, address))
     said = Mac().run(*RELOAD)
