@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lab.initramfs import Initramfs
 from lab.paths import cache
-from lab.unpack import unpacked
+from lab.unpack import alone, unpacked
 
 _KERNELS = ("linux-image-cloud-amd64", "linux-image-virtual")  # Debian's, Ubuntu's
 _DRIVERS = ("virtio_pci", "virtio_net", "vmxnet3", "af_packet")
@@ -45,10 +45,12 @@ def image() -> Image:
         digest.update(path.read_bytes())
     initrd = cache() / "image" / f"initrd-{digest.hexdigest()[:16]}"
     if not initrd.exists():
-        _say("building the guest's initramfs")
-        for old in initrd.parent.glob("initrd-*"):
-            old.unlink()
-        _write(initrd, _initramfs(modules))
+        with alone(initrd.with_name("initrd")):
+            if not initrd.exists():  # by who was here before
+                _say("building the guest's initramfs")
+                for old in initrd.parent.glob("initrd-*"):
+                    old.unlink()
+                _write(initrd, _initramfs(modules))
     return Image(kernel, initrd)
 
 

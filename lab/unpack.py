@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,19 +15,34 @@ from typing import TYPE_CHECKING
 from lab.paths import cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Work at `path` in the cache, which another process may want to make at the same time: one after the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"image: waiting for another process that makes {path.name}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def unpacked(name: str, packages: Callable[[], list[str]]) -> Path:
     """The tree of `packages()`, downloaded when it is not in the cache under `name`."""
     base = cache() / "image" / name
-    if not (base / "done").exists():
-        base.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base.parent) as scratch:
-            _download(Path(scratch), packages)
-            shutil.rmtree(base, ignore_errors=True)
-            (Path(scratch) / "tree").rename(base)
-        (base / "done").touch()
+    done = base / "done"
+    if not done.exists():
+        with alone(base):
+            if not done.exists():  # by who was here before
+                with tempfile.TemporaryDirectory(dir=base.parent) as scratch:
+                    _download(Path(scratch), packages)
+                    shutil.rmtree(base, ignore_errors=True)
+                    (Path(scratch) / "tree").rename(base)
+                done.touch()
     return base
 
 
