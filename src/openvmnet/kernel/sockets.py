@@ -38,22 +38,15 @@ _value = ctypes.c_int()
 _value_ref = ctypes.byref(_value)
 _linger_now = struct.pack("=ii", 1, 0)
 
+# Without `argtypes`: ctypes knows an int, bytes and a reference by itself, in half the time that a declaration takes.
 libc_socket = _libc.socket
-libc_socket.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
 libc_connect = _libc.connect
-libc_connect.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 libc_bind = _libc.bind
-libc_bind.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 libc_accept4 = _libc.accept4
-libc_accept4.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 libc_getsockname = _libc.getsockname
-libc_getsockname.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _shutdown = _libc.shutdown
-_shutdown.argtypes = (ctypes.c_int, ctypes.c_int)
 _setsockopt = _libc.setsockopt
-_setsockopt.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32)
 _getsockopt = _libc.getsockopt
-_getsockopt.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 def tcp() -> int:

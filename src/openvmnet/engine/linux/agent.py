@@ -203,16 +203,15 @@ def _socket(request: dict[str, Any]) -> _Reply:
         raise ValueError(f"{count} sockets at once; 1 to {_SOCKETS} would be right")
     try:
         for _ in range(count):
-            sock = socket.socket(request["family"], request["type"], request.get("protocol", 0))
-            fds.append(sock.detach())
-            with socket.socket(fileno=os.dup(fds[-1])) as view:
+            with socket.socket(request["family"], request["type"], request.get("protocol", 0)) as sock:
                 for level, name, value in request.get("options", []):
-                    view.setsockopt(level, name, value.encode() if isinstance(value, str) else value)
+                    sock.setsockopt(level, name, value.encode() if isinstance(value, str) else value)
                 if "bind" in request:
                     where = request["bind"]
-                    view.bind(tuple(where) if isinstance(where, list) else where)
+                    sock.bind(tuple(where) if isinstance(where, list) else where)
                 if "listen" in request:
-                    view.listen(request["listen"])
+                    sock.listen(request["listen"])
+                fds.append(sock.detach())
     except BaseException:
         for fd in fds:
             os.close(fd)

@@ -236,8 +236,7 @@ class LinuxEngine:
         """One of a stock, since to ask the agent takes longer than to open a flow; what is of one kind is alike."""
         stock = self._stock.setdefault((family, kind), [])
         if not stock:
-            made = self.namespace.sockets(family, kind, count=_STOCK, options=options)
-            stock += [sock.detach() for sock in made]
+            stock += self.namespace.descriptors(family, kind, count=_STOCK, options=options)
         return stock.pop()
 
     def dhcp_sockets(self) -> tuple[socket.socket, socket.socket, socket.socket]:

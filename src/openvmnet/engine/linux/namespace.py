@@ -121,6 +121,13 @@ class Namespace:
             sock.setblocking(False)
         return made
 
+    def descriptors(
+        self, family: int, kind: int, *, count: int, options: list[tuple[int, int, int | str]]
+    ) -> list[int]:
+        """Bare descriptors of non-blocking sockets of the namespace, with `options` set."""
+        kind |= socket.SOCK_NONBLOCK
+        return self.request("socket", family=family, type=kind, protocol=0, count=count, options=options).fds
+
     async def run(self, argv: list[str], text: str) -> str:
         """Run `ip` or `nft` inside on `text`; its output. `HostError` with the program's own words when it fails."""
         done = (await self.ask("run", argv=argv, input=text)).values
