@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lab.paths import CHECKOUT
 from lab.rivals import client
 from lab.rows import OURS, Bench, Sampler, row
-from lab.world import IPERF_PORTS, SERVER, World
+from lab.world import IPERF_PORTS, SERVER
 
 if TYPE_CHECKING:
     import socket
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lab.netns import Namespace
 
 _RIVALS = ("kernel", "slirp4netns bridge", "slirp4netns direct", "pasta bridge", "pasta direct")
-_PORT, _PORTS = 7000, 16  # lab.exchange says why several
-_WIDTH = 16  # connections under way at once
+_PORT, PORTS = 7000, 16  # lab.exchange says why several
+WIDTH = 16  # connections under way at once
 _DATAGRAM = 1400  # octets
 
 
@@ -36,10 +36,10 @@ def _all(bench: Bench, sample: Callable[[Namespace], float]) -> dict[str, Sample
 
 
 @contextlib.contextmanager
-def exchange_server(world: World) -> Iterator[None]:
-    """lab.exchange's server in the world's internet."""
-    command = [sys.executable, "-m", "lab.exchange", "server", SERVER, str(_PORT), str(_PORTS)]
-    process = world.internet.popen(command, env=environment(), stdout=subprocess.PIPE)
+def exchange_server(where: Namespace, address: str = SERVER, port: int = _PORT) -> Iterator[None]:
+    """lab.exchange's server in a namespace, such as the world's internet."""
+    command = [sys.executable, "-m", "lab.exchange", "server", address, str(port), str(PORTS)]
+    process = where.popen(command, env=environment(), stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         if process.stdout.readline() != b"ready\n":
@@ -51,9 +51,10 @@ def exchange_server(world: World) -> Iterator[None]:
         process.stdout.close()
 
 
-def _exchange(guest: Namespace, what: str, *numbers: float) -> float:
-    command = [sys.executable, "-m", "lab.exchange", what, SERVER, str(_PORT), *(f"{number:g}" for number in numbers)]
-    report = json.loads(guest.run(command, env=environment(), timeout=60).stdout)
+def exchange(client: Namespace, what: str, *numbers: float, server: str = SERVER, port: int = _PORT) -> float:
+    """Exchanges a second of lab.exchange's clients."""
+    command = [sys.executable, "-m", "lab.exchange", what, server, str(port), *(f"{number:g}" for number in numbers)]
+    report = json.loads(client.run(command, env=environment(), timeout=60).stdout)
     if report["errors"]:
         raise RuntimeError(f"{report['errors']} connections failed")
     return float(report["per_second"])
@@ -67,15 +68,15 @@ def environment() -> dict[str, str]:
 @row("connect", "TCP connections: connect, one byte each way, close; 16 at once", unit="per s",
      aims={"slirp4netns bridge": 1, "pasta bridge": 1})  # fmt: skip
 def _connect(bench: Bench) -> Iterator[dict[str, Sampler]]:
-    with exchange_server(bench.world):
-        yield _all(bench, lambda guest: _exchange(guest, "connect", _PORTS, bench.seconds, _WIDTH))
+    with exchange_server(bench.world.internet):
+        yield _all(bench, lambda guest: exchange(guest, "connect", PORTS, bench.seconds, WIDTH))
 
 
 @row("request", "TCP, one byte each way, one after the other", unit="per s",
      aims={"slirp4netns bridge": 1, "pasta bridge": 1})  # fmt: skip
 def _request(bench: Bench) -> Iterator[dict[str, Sampler]]:
-    with exchange_server(bench.world):
-        yield _all(bench, lambda guest: _exchange(guest, "request", bench.seconds))
+    with exchange_server(bench.world.internet):
+        yield _all(bench, lambda guest: exchange(guest, "request", bench.seconds))
 
 
 def _datagrams(guest: Namespace, seconds: float, bits: float) -> tuple[float, float]:

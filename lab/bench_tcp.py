@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _RIVALS = ("kernel", "slirp4netns bridge", "slirp4netns direct", "pasta bridge", "pasta direct")
 
 
-def iperf(guest: Namespace, seconds: float, *options: str, server: str = SERVER) -> float:
+def iperf(guest: Namespace, seconds: float, *options: str, server: str = SERVER, port: int = IPERF_PORTS[0]) -> float:
     """Gbit/s that arrived; the first half second, in which TCP finds its window, is left out by iperf3."""
-    command = ["iperf3", "-c", server, "-p", str(IPERF_PORTS[0]), "-t", f"{seconds:g}", "-O", "0.5", "-i", "0", "-J"]
+    command = ["iperf3", "-c", server, "-p", str(port), "-t", f"{seconds:g}", "-O", "0.5", "-i", "0", "-J"]
     done = guest.run([*command, *options], check=False, timeout=seconds + 30)
     report = json.loads(done.stdout)
     if "error" in report:

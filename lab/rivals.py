@@ -6,12 +6,16 @@
   Without it they serve the guest's namespace itself, with the MTU of 65,520 that their manuals advise ("direct").
 
 All run as the world's unprivileged user but the kernel's. The guests have the world's congestion control.
+
+Each but pasta behind a bridge publishes PUBLISHED ports of its guest's; `published()` tells where.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -24,8 +28,18 @@ from lab.world import HOST, ROUTER, World
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
 KERNEL_GATEWAY = "10.99.0.1"  # the kernel contender's bridge
+_KERNEL_HOST, KERNEL_GUEST, _SLIRP_GUEST = "198.18.0.2", "10.99.0.2", "10.0.2.100"
+PUBLISHED = 17  # ports
+_PUBLISHED = {
+    OURS: (HOST, 7100),
+    "kernel": (_KERNEL_HOST, 7100),
+    "slirp4netns bridge": (HOST, 7200),
+    "slirp4netns direct": (HOST, 7300),
+    "pasta direct": (HOST, 7400),
+}
 _NFT_MASQUERADE = """
 table ip lab_nat {
   chain postrouting { type nat hook postrouting priority srcnat; oifname "eth0" masquerade; }
@@ -50,17 +64,22 @@ def client(bench: Bench, who: str) -> Namespace:
     return made
 
 
+def published(who: str) -> tuple[str, int]:
+    """Where contender `who` publishes: the address and the first port, which is the guest's as well."""
+    return _PUBLISHED[who]
+
+
 @contextlib.contextmanager
 def _kernel(world: World) -> Iterator[Namespace]:
     # A host of its own: in the others' host, the masquerade's connection tracking would slow their sockets down.
     guest, host = world.namespace("kernel-guest"), world.namespace("kernel-host")
     link(host, "eth0", world.router, "kernel0")
     world.router.batch("addr add 198.18.0.1/24 dev kernel0")
-    host.batch("addr add 198.18.0.2/24 dev eth0", "route add default via 198.18.0.1")
+    host.batch(f"addr add {_KERNEL_HOST}/24 dev eth0", "route add default via 198.18.0.1")
     host.batch("link add br0 type bridge", f"addr add {KERNEL_GATEWAY}/24 dev br0", "link set br0 up")
     link(guest, "eth0", host, "port0")
     host.batch("link set port0 master br0")
-    guest.batch("addr add 10.99.0.2/24 dev eth0", "route add default via 10.99.0.1")
+    guest.batch(f"addr add {KERNEL_GUEST}/24 dev eth0", f"route add default via {KERNEL_GATEWAY}")
     host.sysctl("net.ipv4.ip_forward", 1)
     host.run(["nft", "-f", "-"], input=_NFT_MASQUERADE)
     yield guest
@@ -126,11 +145,13 @@ def _behind_bridge(
 @contextlib.contextmanager
 def _slirp_bridge(world: World) -> Iterator[Namespace]:
     with _sandbox(world, "slirpb") as (inside, pid):
-        command = ["slirp4netns", "--mtu=1500", str(pid), "tap0"]
+        api = world.runtime / "slirpb.sock"
+        command = ["slirp4netns", "--mtu=1500", f"--api-socket={api}", str(pid), "tap0"]
         with (
             _stack(world, command, inside, "tap0"),
-            _behind_bridge(world, inside, "tap0", "10.0.2.100", "10.0.2.2") as guest,
+            _behind_bridge(world, inside, "tap0", _SLIRP_GUEST, "10.0.2.2") as guest,
         ):
+            _slirp_publish(api, published("slirp4netns bridge")[1])
             yield guest
 
 
@@ -138,18 +159,33 @@ def _slirp_bridge(world: World) -> Iterator[Namespace]:
 def _slirp_direct(world: World) -> Iterator[Namespace]:
     with contextlib.ExitStack() as stack:
         inside, pid = stack.enter_context(_sandbox(world, "slirpd"))
-        command = ["slirp4netns", "--configure", "--mtu=65520", str(pid), "tap0"]
+        api = world.runtime / "slirpd.sock"
+        command = ["slirp4netns", "--configure", "--mtu=65520", f"--api-socket={api}", str(pid), "tap0"]
         stack.enter_context(_stack(world, command, inside, "tap0"))
+        _slirp_publish(api, published("slirp4netns direct")[1])
         yield inside
 
 
-_NO_PORTS = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]  # pasta forwards every listener unless told not to
+def _slirp_publish(api: Path, first: int) -> None:
+    for port in range(first, first + PUBLISHED):
+        arguments = {"proto": "tcp", "host_port": port, "guest_addr": _SLIRP_GUEST, "guest_port": port}
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(api))
+            sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+            sock.shutdown(socket.SHUT_WR)
+            answer = sock.recv(4096)
+        if b"error" in answer:
+            raise RuntimeError(f"slirp4netns published no port {port}: {answer.decode()}")
+
+
+def _pasta_ports(tcp: str = "none") -> list[str]:
+    return ["-t", tcp, "-u", "none", "-T", "none", "-U", "none"]  # it forwards every listener unless told not to
 
 
 @contextlib.contextmanager
 def _pasta_bridge(world: World) -> Iterator[Namespace]:
     with _sandbox(world, "pastab") as (inside, pid):
-        command = ["pasta", "--foreground", "--mtu", "1500", *_NO_PORTS, str(pid)]
+        command = ["pasta", "--foreground", "--mtu", "1500", *_pasta_ports(), str(pid)]
         with (
             _stack(world, command, inside, "eth0"),
             _behind_bridge(world, inside, "eth0", HOST, ROUTER) as guest,
@@ -161,7 +197,9 @@ def _pasta_bridge(world: World) -> Iterator[Namespace]:
 def _pasta_direct(world: World) -> Iterator[Namespace]:
     with contextlib.ExitStack() as stack:
         inside, pid = stack.enter_context(_sandbox(world, "pastad"))
-        command = ["pasta", "--foreground", "--config-net", *_NO_PORTS, str(pid)]
+        first = published("pasta direct")[1]
+        ports = _pasta_ports(f"{first}-{first + PUBLISHED - 1}")
+        command = ["pasta", "--foreground", "--config-net", *ports, str(pid)]
         stack.enter_context(_stack(world, command, inside, "eth0"))
         yield inside
 
