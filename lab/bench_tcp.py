@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
+from lab.netguest import PluggedNetwork
 from lab.netns import Namespace, link
 from lab.rivals import client
 from lab.rows import OURS, Bench, Sampler, row
@@ -71,6 +73,41 @@ def _one_up6(bench: Bench) -> Iterator[dict[str, Sampler]]:
 @row("tcp6-1-down", "TCP over IPv6, 1 stream, outside to guest", unit="Gbit/s", aims={"openvmnet IPv4": 0.9})
 def _one_down6(bench: Bench) -> Iterator[dict[str, Sampler]]:
     yield _beside_ipv4(bench, "-R")
+
+
+# ethtool's names: of a NIC that takes and gives frames as they are, and of the TAP behind it (drivers/net/tun.c).
+_NIC = [word for name in ("tx", "sg", "tso", "gso", "gro") for word in (name, "off")]
+_TAP = ["tx", "off", "tso", "off", "sg", "on", "gro", "off"]
+
+
+@row("mtu-native-up", "guest without offloads and with the host's own CPU, TCP up, MTU 65,520", unit="Gbit/s",
+     aims={"MTU 1,500": 3})  # fmt: skip
+def _mtu_up(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _by_mtu(bench)
+
+
+@row("mtu-native-down", "guest without offloads and with the host's own CPU, TCP down, MTU 65,520", unit="Gbit/s",
+     aims={"MTU 1,500": 3})  # fmt: skip
+def _mtu_down(bench: Bench) -> Iterator[dict[str, Sampler]]:
+    yield _by_mtu(bench, "-R")
+
+
+def _by_mtu(bench: Bench, *options: str) -> dict[str, Sampler]:
+    """What a guest whose NIC takes frames as they are gains by larger ones; `mtu-up` has one with an emulated CPU."""
+
+    def sampler(mtu: int) -> Sampler:
+        return lambda: iperf(bench.once(f"plain guest {mtu}", lambda: _plain(bench, mtu)), bench.seconds, *options)
+
+    return {OURS: sampler(65520), "MTU 1,500": sampler(1500)}
+
+
+@contextlib.contextmanager
+def _plain(bench: Bench, mtu: int) -> Iterator[Namespace]:
+    with PluggedNetwork(bench.world, f"plain{mtu}", options=f",mtu={mtu}") as network:
+        guest = network.plug()
+        guest.run(["ethtool", "-K", "eth0", *_NIC])
+        subprocess.run([*network.inside, "ethtool", "-K", "vm900", *_TAP], check=True, timeout=30)
+        yield guest
 
 
 @row("vm-to-vm", "TCP, 1 stream, guest to guest", unit="Gbit/s", aims={"bare bridge": 0.95})
