@@ -55,6 +55,18 @@ def hold(world):
     assert world.files() == [".lock"] or [file for file in world.files() if not file.endswith(".lock")] == []
 
 
+def test_a_file_that_is_called_like_a_module_is_not_run(world):
+    """The directory that a VM is started from may be anybody's."""
+    trap = world.directory / "trap"
+    trap.mkdir(mode=0o755)
+    for name in ("msgspec", "asyncio", "openvmnet", "select"):
+        (trap / f"{name}.py").write_text("raise SystemExit('a trap')\n")
+    process = world.product([*run("trap"), "true", *HOLD[-2:]], cwd=trap, stderr=subprocess.PIPE, text=True)
+    said = process.communicate(timeout=30)[1]
+    assert (process.returncode, said) == (0, "")
+    assert world.wait_gone(8)
+
+
 def test_two_commands_at_once_make_one_network(world, hold):
     for _ in range(4):
         hold("once")

@@ -400,7 +400,8 @@ def _start(name: str, spec: Spec, progress: Callable[[str], None]) -> Client:
     read, write = os.pipe()
     os.set_inheritable(write, True)
     log = str(state.remembered(name) / "log")
-    argv = [sys.executable, "-m", "openvmnet.daemon", name, str(write), msgspec.json.encode(spec).decode()]
+    # -P: else a file in the user's directory that is called like a module would be taken for it.
+    argv = [sys.executable, "-P", "-m", "openvmnet.daemon", name, str(write), msgspec.json.encode(spec).decode()]
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
         sys.executable,
