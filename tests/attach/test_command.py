@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -181,23 +183,29 @@ def test_the_plan() -> None:
 @pytest.mark.parametrize(
     ("words", "name", "identity"),
     [
+        (["-hda", "caf\udce9.img"], "caf\\udce9", "/home/me/caf\\udce9.img"),
+        (["-name", "\udcff"], "\\udcff", "\\udcff"),
         (["-name", "web", "-hda", "a.img"], "web", "web"),
         (["-hda", "disks/a.img"], "a", "/home/me/disks/a.img"),
         (["-hda", "../a.tar.img"], "a.tar", "/home/a.tar.img"),
         (["-hda", "/d/a.img"], "a", "/d/a.img"),
         (["-drive", "file=nbd://h/a.img"], "a", "nbd://h/a.img"),
-        (["-kernel", "k"], None, "else"),
+        (
+            ["-kernel", "k"],
+            f"{QEMU}-{os.getpid()}",
+            f"/home/me\0{QEMU}\0-kernel\0k\0-nic\0vmnet-shared",
+        ),
     ],
 )
-def test_name_and_identity(words: list[str], name: str | None, identity: str) -> None:
+def test_name_and_identity(words: list[str], name: str, identity: str) -> None:
     plan = command.plan([QEMU, *words, "-nic", "vmnet-shared"])
     assert plan.vm_name == name
-    assert plan.identity("/home/me", "else") == identity
+    assert plan.identity("/home/me") == identity
 
 
 def test_same_vm_same_mac() -> None:
-    one = command.plan([QEMU, "-nic", "vmnet-shared", "-hda", "/d/a.img"]).identity("/x", "")
-    two = command.plan([QEMU, "-m", "1G", "-hda", "a.img", "-nic", "vmnet-shared"]).identity("/d", "")
+    one = command.plan([QEMU, "-nic", "vmnet-shared", "-hda", "/d/a.img"]).identity("/x")
+    two = command.plan([QEMU, "-m", "1G", "-hda", "a.img", "-nic", "vmnet-shared"]).identity("/d")
     assert command.stable_mac(one, 0) == command.stable_mac(two, 0)
     assert command.stable_mac is netdev.stable_mac
 

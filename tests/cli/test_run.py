@@ -145,6 +145,16 @@ def test_a_vm_without_name_and_disk_is_known_by_its_command(script: str) -> None
     assert re.fullmatch(r"qemu-system-test-\d+", one["vm"])
 
 
+def test_a_vm_is_started_from_a_directory_that_is_gone(script: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    leave = 'cd "$1"; rmdir "$1"; shift; exec "$@"'
+    argv = ["run", script, "-nic", "vmnet-shared", "-kernel", "k"]
+    command = ["sh", "-c", leave, "sh", str(tmp_path / "gone"), sys.executable, "-c", DRIVER, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 7, done.stderr
+    assert plugged(done)[0]["plug"]["identity"] == "\0".join(["/", *argv[1:]])
+
+
 def test_the_program_is_found_on_the_path(script: str, tmp_path: Path) -> None:
     done = drive("run", "qemu-system-test", "-nic", "vmnet-shared", path=f"/nowhere:{tmp_path}")
     assert (done.returncode, json.loads(done.stdout)["argv"][0]) == (7, script)

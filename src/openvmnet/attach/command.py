@@ -17,7 +17,7 @@ else its disk.
 
 from __future__ import annotations
 
-import os.path
+import os
 import re
 from typing import TYPE_CHECKING, Literal
 
@@ -72,19 +72,25 @@ class Plan(msgspec.Struct, frozen=True):
     disk: str | None
 
     @property
-    def vm_name(self) -> str | None:
-        """`-name`, else the first disk's file name without its suffix, else None."""
-        if self.name is not None or self.disk is None:
-            return self.name
-        return os.path.splitext(os.path.basename(self.disk.rstrip("/")))[0] or None
+    def vm_name(self) -> str:
+        """`-name`, else the first disk's file name without its suffix, else the program's and this process's id."""
+        name = self.name
+        if name is None and self.disk is not None:
+            name = os.path.splitext(os.path.basename(self.disk.rstrip("/")))[0]
+        return _text(name or f"{os.path.basename(self.argv[0])}-{os.getpid()}")
 
-    def identity(self, directory: str, fallback: str) -> str:
-        """What the MACs follow from: the name, else the disk's absolute path, seen from `directory`."""
+    def identity(self, directory: str | None = None) -> str:
+        """What the MACs follow from: the name, else the disk's absolute path, seen from `directory` (the current one).
+
+        A VM without name and disk is known by its command: the same one again gets the same MACs.
+        """
         if self.name is not None:
-            return self.name
+            return _text(self.name)
+        directory = _directory() if directory is None else directory
         if self.disk is None:
-            return fallback
-        return self.disk if _PROTOCOL.match(self.disk) else os.path.normpath(os.path.join(directory, self.disk))
+            return _text("\0".join((directory, *self.argv)))
+        known = _PROTOCOL.match(self.disk)
+        return _text(self.disk if known else os.path.normpath(os.path.join(directory, self.disk)))
 
 
 def plan(argv: Sequence[str]) -> Plan:
@@ -138,6 +144,18 @@ def rewrite(plan: Plan, fds: Sequence[int], macs: Sequence[str], *, datagrams: b
             key = "macaddr" if netdev.split(argv[mac_at])[:1] == [(None, "nic")] else "mac"
             argv[mac_at] = _with_mac(argv[mac_at], key, mac)
     return argv
+
+
+def _text(words: str) -> str:
+    """`words` as UTF-8 has them: a file may be called by any octets, and what is no text comes in as surrogates."""
+    return words.encode(errors="backslashreplace").decode()
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed, and no relative path leads anywhere
+        return "/"
 
 
 def _options(arg: Argument) -> Shared | Host | Bridged | None:

@@ -49,9 +49,7 @@ def plug(
     """
     for netdev in planned.netdevs:
         reservation.refuse(netdev.options, mac_os or Mac())
-    directory = os.getcwd()
-    vm = planned.vm_name or f"{os.path.basename(planned.argv[0])}-{os.getpid()}"
-    identity = planned.identity(directory, "\0".join((directory, *planned.argv)))
+    vm, identity = planned.vm_name, planned.identity()
     ports: list[Port] = []
     macs = [netdev.mac or stable_mac(identity, netdev.index) for netdev in planned.netdevs]
     try:

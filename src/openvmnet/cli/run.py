@@ -147,17 +147,14 @@ def _forgo() -> None:
 
 
 def _request(planned: Plan, netdev: PlannedNetdev) -> control.PlugRequest:
-    pid = os.getpid()
-    directory = os.getcwd()
     return control.PlugRequest(
-        vm=planned.vm_name or f"{os.path.basename(planned.argv[0])}-{pid}",
+        vm=planned.vm_name,
         netdev=netdev.name,
         mac=netdev.mac,
-        # A VM without name and disk is known by its command: the same one again gets the same MAC.
-        identity=planned.identity(directory, "\0".join((directory, *planned.argv))),
+        identity=planned.identity(),
         index=netdev.index,
         isolated=netdev.options.isolated,
-        pid=pid,
+        pid=os.getpid(),
         hostfwd=netdev.options.hostfwd,
         address=netdev.options.address,
     )
