@@ -77,6 +77,31 @@ def test_errors_are_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[
     }
 
 
+def test_an_argument_that_is_no_text_is_an_error_like_any_other() -> None:
+    argv = [sys.executable, "-m", "openvmnet", "show", b"\xff", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert msgspec.json.decode(done.stderr)["error"]["message"].startswith(r"'\udcff' is not a network name")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["ls", "--json"]])
+def test_output_that_cannot_be_written_is_one_sentence(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "openvmnet", *words]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 71
+    assert done.stderr == "vmnet: the system refused: No space left on device\n" or "--json" in words
+    assert "the system refused: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--version"], ["ls"]])
+def test_without_a_standard_output(words: list[str]) -> None:
+    command = [sys.executable, "-m", "openvmnet", *words]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
 def test_json_after_the_dashes_is_the_vms(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--", "qemu", "--json"]) == 2
     assert capsys.readouterr().err.startswith("vmnet: the command has no vmnet netdev")

@@ -155,6 +155,19 @@ def test_a_vm_is_started_from_a_directory_that_is_gone(script: str, tmp_path: Pa
     assert plugged(done)[0]["plug"]["identity"] == "\0".join(["/", *argv[1:]])
 
 
+def test_closed_streams_are_not_the_ports(script: str) -> None:
+    argv = [sys.executable, "-c", DRIVER, "run", script, "-nic", "vmnet-shared"]
+    closing = 'exec 3>&1; "$@" <&- >&- 2>&-; echo $? >&3'
+    done = subprocess.run(["sh", "-c", closing, "sh", *argv], capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout == "7\n"
+    with open(script, "w") as file:
+        file.write(f"#!{sys.executable}\nimport os\n")
+        file.write("os.write(9, repr([os.readlink(f'/proc/self/fd/{n}') for n in range(3)]).encode())\n")
+    closing = 'exec 9>&1; "$@" <&- >&- 2>&-'
+    seen = subprocess.run(["sh", "-c", closing, "sh", *argv], capture_output=True, text=True, check=False, timeout=30)
+    assert seen.stdout == repr(["/dev/null"] * 3)
+
+
 def test_the_program_is_found_on_the_path(script: str, tmp_path: Path) -> None:
     done = drive("run", "qemu-system-test", "-nic", "vmnet-shared", path=f"/nowhere:{tmp_path}")
     assert (done.returncode, json.loads(done.stdout)["argv"][0]) == (7, script)

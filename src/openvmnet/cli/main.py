@@ -14,7 +14,7 @@ import sys
 import click
 
 from openvmnet import __version__
-from openvmnet.errors import VmnetError
+from openvmnet.errors import HostError, VmnetError
 
 _COMMANDS = ("run", "ls", "show", "interfaces", "doctor", "setup")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -50,6 +50,7 @@ def vmnet(ctx: click.Context) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command on `argv` (default: the process's own); gives the exit code, and prints why it is not 0."""
+    _open_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     own = args[: args.index("--")] if "--" in args else args
     as_json = "--json" in own
@@ -64,16 +65,40 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        _give_up_output()
         return _BROKEN_PIPE
+    except OSError as error:  # a full disk behind standard output, no descriptors left
+        _give_up_output()
+        where = f": {error.filename}" if error.filename else ""
+        return _say(
+            f"the system refused: {error.strerror}{where}", None, HostError.exit_code, "HostError", as_json=as_json
+        )
     return code if isinstance(code, int) else 0
+
+
+def _open_streams() -> None:
+    """Give a standard stream that is closed /dev/null: else a TAP gets its number, and what the VM says goes there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _give_up_output() -> None:
+    """The interpreter flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str, hint: str | None, code: int, kind: str, *, as_json: bool) -> int:
     if as_json:
         import msgspec
 
-        fault = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
+        # An argument may be any octets; what is no text came in as surrogates.
+        said = message.encode(errors="backslashreplace").decode()
+        fault = {"kind": kind, "message": said, "hint": hint, "exit_code": code}
         print(msgspec.json.encode({"error": fault}).decode(), file=sys.stderr)
         return code
     print(f"vmnet: {message}", file=sys.stderr)
