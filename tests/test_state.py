@@ -100,6 +100,15 @@ class Thing(msgspec.Struct):
     text: str
 
 
+def test_without_a_home(monkeypatch):
+    for name in ("XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # of whom no database of users knows
+    with pytest.raises(HostError, match="uid 54321 has no home directory") as caught:
+        state.state_root()
+    assert "XDG_STATE_HOME" in caught.value.hint
+
+
 def thing(text: str) -> Thing:
     subnet = Subnet.from_options("10.0.0.1", "10.0.0.9", "255.255.255.0")
     assert subnet is not None

@@ -45,10 +45,9 @@ def check_name(name: str) -> str:
 
 def runtime_root() -> Path:
     """The directory of all running networks, made 0700 if missing."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.access(base, os.W_OK):
+    base, uid = os.environ.get("XDG_RUNTIME_DIR"), os.getuid()
+    if base and os.access(base, os.W_OK) and os.stat(base).st_uid == uid:
         return _private(Path(base) / "openvmnet")
-    uid = os.getuid()
     if uid == 0:  # a Mac has no /run, and its root directory is read-only
         return _private(Path("/var/run/openvmnet" if sys.platform == "darwin" else "/run/openvmnet"))
     return _private(Path(f"/tmp/openvmnet-{uid}"))  # noqa: S108 - _private() refuses another owner's
@@ -61,7 +60,14 @@ def state_root() -> Path:
         return _private(Path(base) / "openvmnet")
     if os.getuid() == 0:
         return _private(Path("/var/lib/openvmnet"))
-    return _private(Path.home() / ".local/state/openvmnet")
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise HostError(
+            f"uid {os.getuid()} has no home directory, where the addresses of networks would be kept",
+            hint="set XDG_STATE_HOME to a directory of yours",
+        ) from error
+    return _private(home / ".local/state/openvmnet")
 
 
 def runtime(name: str) -> Path:
