@@ -83,8 +83,13 @@ def test_a_file_in_the_way_is_an_error_of_ours(directories):
         state.runtime_root()
 
 
-def test_without_a_runtime_directory_of_the_sessions(monkeypatch, directories):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directories / "missing"))
+# There is none; it is another user's, as it is to root after su(1).
+@pytest.mark.parametrize("base", ["missing", "run"])
+def test_without_a_runtime_directory_of_the_sessions(monkeypatch, directories, base):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directories / base))
+    directories.joinpath("run").chmod(0o777)
+    if os.geteuid() == 0:
+        os.chown(directories / "run", 60001, 60001)
     made = []
     monkeypatch.setattr(state, "_private", lambda path: made.append(path) or path)
     monkeypatch.setattr(os, "getuid", lambda: 1234)
@@ -95,11 +100,6 @@ def test_without_a_runtime_directory_of_the_sessions(monkeypatch, directories):
     assert str(state.runtime_root()) == "/var/run/openvmnet"
 
 
-class Thing(msgspec.Struct):
-    subnet: Subnet
-    text: str
-
-
 def test_without_a_home(monkeypatch):
     for name in ("XDG_STATE_HOME", "HOME"):
         monkeypatch.delenv(name)
@@ -107,6 +107,11 @@ def test_without_a_home(monkeypatch):
     with pytest.raises(HostError, match="uid 54321 has no home directory") as caught:
         state.state_root()
     assert "XDG_STATE_HOME" in caught.value.hint
+
+
+class Thing(msgspec.Struct):
+    subnet: Subnet
+    text: str
 
 
 def thing(text: str) -> Thing:

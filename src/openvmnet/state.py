@@ -8,8 +8,8 @@
     STATE/NAME/leases.json      DHCP's memory
     STATE/NAME/log              the network process's own words
 
-RUNTIME is $XDG_RUNTIME_DIR/openvmnet; where there is none, /run/openvmnet for root (macOS: /var/run/openvmnet) and
-/tmp/openvmnet-UID for others.
+RUNTIME is $XDG_RUNTIME_DIR/openvmnet; where there is none, or another user's as after su(1), /run/openvmnet for root
+(macOS: /var/run/openvmnet) and /tmp/openvmnet-UID for others.
 STATE is $XDG_STATE_HOME/openvmnet, else /var/lib/openvmnet for root and ~/.local/state/openvmnet for others.
 A directory that belongs to somebody else, or that others may write to, is refused: /tmp is everybody's.
 """
