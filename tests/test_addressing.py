@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network
 
 import msgspec
@@ -98,6 +99,28 @@ def test_none_is_free(host):
     host.append(IPv4Network("192.168.0.0/16"))
     with pytest.raises(Conflict, match="is taken"):
         addressing.choose("x", Spec())
+
+
+def test_where_names_have_all_of_them_the_longest_unused_gives_way(host):
+    for third in range(64, 128):
+        addressing.remember(addressing.choose(f"n{third}", Spec()).config)
+        log = state.remembered(f"n{third}") / "log"
+        log.touch()
+        os.utime(log, (1000 + third, 1000 + third))
+    os.utime(state.remembered("n70") / "log", (5, 5))
+    assert network(addressing.choose("new", Spec())) == "192.168.70.0/24"
+    running("n70", 70)
+    addressing.remember(addressing.choose("new", Spec()).config)
+    assert network(addressing.choose("new", Spec())) == "192.168.64.0/24"
+    running("new", 64)
+    assert "now overlaps running network 'new'" in addressing.choose("n64", Spec()).note
+
+
+def test_force_takes_what_is_free_where_anything_is(host):
+    running("other", 64)
+    assert network(addressing.choose("x", Spec(force=True))) == "192.168.65.0/24"
+    host.append(IPv4Network("192.168.0.0/16"))
+    assert network(addressing.choose("x", Spec(force=True))) == "192.168.64.0/24"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"subnet": 5}', b'{"subnet": {"gateway": "x"}}'])

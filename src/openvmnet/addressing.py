@@ -2,8 +2,9 @@
 
 Given ones are taken as they are, if nothing stands in the way. Without, a network gets what its name had the last time;
 a new name gets the first of its mode's candidates (192.168.64.0/24 to 192.168.127.0/24 for `shared`, from there to
-192.168.191.0/24 for `host`) that no route of the host, no running network and no other remembered name has. In IPv6 a
-network has a random unique local /64 (RFC 4193), kept with its name, or the one that `nat66-prefix` gives.
+192.168.191.0/24 for `host`) that no route of the host, no running network and no other remembered name has. Where names
+have all of them, the one that was used longest ago shares its own. In IPv6 a network has a random unique local /64
+(RFC 4193), kept with its name, or the one that `nat66-prefix` gives.
 
 What stands in the way of a subnet: a route of the host, since guests could not reach what is behind it (any table: VPNs
 have their own), and another running network of the same user. Neither can break anything but the reach of those guests,
@@ -92,27 +93,23 @@ def _subnet(
                     hint="give other addresses, or none for an automatic choice, or --force",
                 )
         return given, None
-    candidates = list(netdev.candidates(spec.mode))
-    if spec.force:
-        return before or candidates[0], None
-    if before is not None and not any(before.overlaps(network) for network in taken):
+    why = None if before is None else next((what for net, what in taken.items() if before.overlaps(net)), None)
+    if before is not None and (why is None or spec.force):
         return before, None
-    kept = dict(taken)
-    for network, what in _others(name):
-        kept.setdefault(network, what)
-    for candidate in candidates:
-        if not any(candidate.overlaps(network) for network in kept):
-            note = None
-            if before is not None:
-                what = next(what for network, what in kept.items() if before.overlaps(network))
-                note = (
-                    f"network '{name}' had {before.network}, which now overlaps {what}; now it has {candidate.network}"
-                )
-            return candidate, note
-    raise Conflict(
-        f"every subnet from {candidates[0].network} to {candidates[-1].network} is taken",
-        hint="give start-address, end-address and subnet-mask, or --force",
-    )
+    candidates = list(netdev.candidates(spec.mode))
+    free = [candidate for candidate in candidates if not any(candidate.overlaps(network) for network in taken)]
+    if spec.force:
+        free = free or candidates
+    if not free:
+        raise Conflict(
+            f"every subnet from {candidates[0].network} to {candidates[-1].network} is taken",
+            hint="give start-address, end-address and subnet-mask, or --force",
+        )
+    others = list(_others(name))
+    chosen = min(free, key=lambda one: max((used for network, used in others if one.overlaps(network)), default=0.0))
+    if before is None:
+        return chosen, None
+    return chosen, f"network '{name}' had {before.network}, which now overlaps {why}; now it has {chosen.network}"
 
 
 def _prefix(
@@ -165,11 +162,13 @@ def _running() -> Iterator[tuple[str, NetworkConfig]]:
             yield name, config
 
 
-def _others(name: str) -> Iterator[tuple[IPv4Network, str]]:
-    for path in sorted(state.state_root().iterdir()):
+def _others(name: str) -> Iterator[tuple[IPv4Network, float]]:
+    """What is kept for other names, and when each was used last: its log is written to whenever it runs."""
+    for path in state.state_root().iterdir():
         record = _read(path / "network.json", Remembered)
         if path.name != name and record is not None and record.subnet is not None:
-            yield record.subnet.network, f"the subnet kept for network '{path.name}'"
+            log = path / "log"
+            yield record.subnet.network, (log if log.exists() else path / "network.json").stat().st_mtime
 
 
 def _read(path: Path, kind: type[_Kept]) -> _Kept | None:
