@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 from tests.netns import eventually
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lab.world import World
 
 pytestmark = pytest.mark.kernel
@@ -111,6 +114,55 @@ def test_a_start_in_vain_leaves_nothing(world, path):
     assert "Traceback" not in done.stderr
     assert eventually(lambda: world.leftovers() == before[2], 0.5), world.leftovers()
     assert (world.files(), world.network_namespaces()) == before[:2]
+
+
+@pytest.fixture
+def small(world):
+    """The environment of a user whose runtime directory is a disk of its own, and a file that can fill it."""
+    disk = world.directory / "small"
+    disk.mkdir()
+    owner = world.runtime.stat()
+    options = f"size=64k,mode=0700,uid={owner.st_uid},gid={owner.st_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", disk], check=True)
+    yield {"XDG_RUNTIME_DIR": str(disk)}, disk / "fill"
+    assert world.wait_gone(8), world.leftovers()
+    subprocess.run(["umount", disk], check=True)
+    disk.rmdir()
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_start_on_a_full_disk_leaves_nothing(world, small):
+    environment, filler = small
+    fill(filler)
+    done = world.product_run([*run("full"), *HOLD], check=False, env=environment)
+    assert done.returncode == 71
+    assert "network.json cannot be written: No space left on device" in done.stderr
+    assert eventually(lambda: not world.leftovers(), 0.5), world.leftovers()
+    assert list(filler.parent.glob("openvmnet/full/*")) == []
+
+
+def test_a_disk_that_is_full_later_loses_no_port(world, small):
+    environment, filler = small
+
+    def vms() -> list[str]:
+        shown = world.product_run(["vmnet", "show", "full", "--json"], env=environment).stdout
+        return [port["netdev"] for port in json.loads(shown)["ports"]]
+
+    one = world.product([*run("full"), *HOLD], env=environment)
+    assert eventually(lambda: (filler.parent / "openvmnet/full/control.sock").exists() and vms() == ["n0"])
+    fill(filler)
+    two = world.product([*run("full"), *HOLD[:-1], "vmnet-shared,id=n1"], env=environment)
+    assert eventually(lambda: vms() == ["n0", "n1"])
+    two.kill()
+    two.wait()
+    assert eventually(lambda: vms() == ["n0"])
+    one.kill()
+    one.wait()
 
 
 def test_a_start_after_one_in_vain(world, hold):

@@ -159,7 +159,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_new_one(directories, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(HostError, match="No space"):
         state.write(path, thing("new"), durable=True)
     assert state.decode(path.read_bytes(), Thing).text == "old"
     assert os.listdir(path.parent) == ["network.json"]

@@ -112,19 +112,21 @@ def decode(data: bytes, kind: type[_T]) -> _T:
 def write(path: Path, value: object, *, durable: bool) -> None:
     """Put `value` as JSON where a reader sees either the old file or the new one, never a part.
 
-    `durable` waits for the disk, for what has to outlive a power cut; a runtime file need not.
+    `durable` waits for the disk, for what has to outlive a power cut; a runtime file need not. Raises HostError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(encode(value))
             file.flush()
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise HostError(f"{path} cannot be written: {error.strerror}") from error
         raise
 
 

@@ -89,10 +89,10 @@ class Network:
             self._crowd()
             if self.outside is not None:
                 self.outside.start()
+            self._write()
         except BaseException:
             await self.down()
             raise
-        self._save()
         self._spawn(self._sweep())
         self._spawn(self._guard())
         self._consider_end(_GRACE)
@@ -321,9 +321,16 @@ class Network:
         if not task.cancelled() and task.exception() is not None:
             log.error("network '%s': %s", self.name, task.exception())
 
-    def _save(self) -> None:
+    def _write(self) -> None:
         record = Record(self.config, os.getpid(), self._agent, list(self.ports.values()))
         state.write(self._directory / "network.json", record, durable=False)
+
+    def _save(self) -> None:
+        """Write down what has changed. A full disk is no port's trouble: only who takes over would know less."""
+        try:
+            self._write()
+        except HostError as error:
+            log.error("the ports of network '%s' are not written down: %s", self.name, error)  # noqa: TRY400
 
 
 def gateway_mac(name: str) -> str:
