@@ -299,9 +299,8 @@ def test_fragments_come_to_python_whole(world, guests):
         (IP(dst="0.1.2.3") / UDP(dport=53) / PAD, 9),
         (IP(dst=OUTSIDE, proto=132) / PAD, 2),
         (IP(dst=OUTSIDE, proto=47) / PAD, 2),
-        (IP(dst=OUTSIDE, proto=4) / PAD, 2),
     ],
-    ids=["metadata", "metadata by UDP", "link-local", "this network", "SCTP", "GRE", "IP in IP"],
+    ids=["metadata", "metadata by UDP", "link-local", "this network", "SCTP", "GRE"],
 )
 def test_what_is_refused_is_refused_with_an_error(world, guests, packet, code):
     a = guests[0]

@@ -67,6 +67,14 @@ def test_each_protocol_goes_to_its_uplink(bench):
     assert bench.path.counters["slowpath_packets"] == 3
 
 
+def test_of_another_protocol_the_sender_is_told(bench):
+    gateway = socket.inet_aton("192.168.64.1")
+    bench.path.others[4] = slowpath.Refusal(bench.path.write, gateway, ip, ip.PROTOCOL)
+    packet = ip.build(GUEST, OUTSIDE, 41, b"payload")
+    bench.feed(packet)
+    assert bench.kernel.recv(2000) == ip.build_error(gateway, packet, ip.UNREACHABLE, ip.PROTOCOL)
+
+
 def test_fragments_are_put_together(bench):
     whole = ip.build_udp(GUEST, OUTSIDE, 1, 2, bytes(range(200)))
     for start, flags in ((0, 0x2000), (96, 0x2000 | 12), (192, 24)):

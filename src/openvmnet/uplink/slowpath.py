@@ -1,8 +1,9 @@
 """The slow path: what opens a flow comes here as a raw IP packet, through the TUN `up0`.
 
-The firewall sends here only what opens: TCP SYNs, UDP datagrams without a flow, ICMP echo requests. Each goes to the
-uplink of its protocol. What an uplink answers in a guest's direction (the accepted SYN, a RST, an ICMP error, an echo
-reply) is written to the same TUN. A packet that the guest sent in fragments comes in fragments, and is put together.
+The firewall sends here what opens: TCP SYNs, UDP datagrams without a flow, ICMP echo requests. Each goes to the uplink
+of its protocol; of another protocol (IP in IP) its sender is told that nothing carries it. What an uplink answers in a
+guest's direction (the accepted SYN, a RST, an ICMP error, an echo reply) is written to the same TUN. A packet that the
+guest sent in fragments comes in fragments, and is put together.
 
 Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one port's
 openings may take SHARE of each window of time; what is beyond it is dropped unparsed, as on a congested link, and
@@ -23,7 +24,10 @@ from openvmnet.wire.fragments import Reassembly
 from openvmnet.wire.fragments6 import Reassembly6
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from openvmnet.kernel.loop import Lane
+    from openvmnet.uplink.family import Packets
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,23 @@ class Uplink(Protocol):
         """A packet that opens a flow."""
 
 
+class Refusal:
+    """In an uplink's place for what has none: an ICMP error in the name of `gateway`, written by `write`."""
+
+    def __init__(self, write: Callable[[bytes], None], gateway: bytes, packets: Packets, code: int) -> None:
+        self._write = write
+        self._gateway = gateway
+        self._packets = packets
+        self._code = code
+
+    def open(self, packet: bytes, _: ip.Header) -> None:
+        """Refuse it."""
+        self._write(self._packets.build_error(self._gateway, packet, self._packets.UNREACHABLE, self._code))
+
+
 class SlowPath:
-    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist, IPv6's apart."""
+    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist, IPv6's apart;
+    `others` by IP's version have the other protocols."""
 
     def __init__(self, lane: Lane, tun: int) -> None:
         self._lane = lane
@@ -49,6 +68,7 @@ class SlowPath:
         self._fragments, self._fragments6 = Reassembly(), Reassembly6()
         self.uplinks: dict[int, Uplink] = {}
         self.uplinks6: dict[int, Uplink] = {}
+        self.others: dict[int, Uplink] = {}
         self.budget = Budget(SHARE)
         self.counters = {
             "slowpath_packets": 0,
@@ -99,7 +119,7 @@ class SlowPath:
             header = ip6.parse(whole) if six else ip.parse(whole)
             if six and whole is not packet:
                 header = header._replace(dont_fragment=False)  # its sender has fragmented, and so may who is next
-            uplink = (self.uplinks6 if six else self.uplinks).get(header.protocol)
+            uplink = (self.uplinks6 if six else self.uplinks).get(header.protocol, self.others.get(6 if six else 4))
             if uplink is not None:
                 uplink.open(whole, header)
         except Malformed as error:

@@ -12,7 +12,8 @@ defragmentation:
   socket, though it opens nothing, goes to Python too, which writes it back;
 - a guest's TCP that Python writes to `up0`: TPROXY to the pump's listener, or the flow's own socket; a RST in the
   gateway's name goes on to the guest;
-- what is never forwarded (NEVER, NEVER6) is refused with ICMP and counted; so are other protocols.
+- what is never forwarded (NEVER, NEVER6) is refused with ICMP and counted; so are other protocols, by Python where the
+  kernel would first look for a checksum that they do not have.
 
 Where the gateway's address is the host (`gateway_services`), TCP and UDP to its other ports are treated as to the
 outside. On a network without an outside, that and the local stack are all there is.
@@ -47,6 +48,11 @@ NEVER6 = (
     "::/96, ::ffff:0:0/96, fec0::/10, 2002::/24, 2002:7f00::/24, 2002:a9fe::/32, 2002:e000::/19, 64:ff9b::/104, "
     "64:ff9b::7f00:0/104, 64:ff9b::a9fe:0/112, 64:ff9b::e000:0/99"
 )
+
+# The kernel sends an error only about a packet whose checksum is right, and takes every protocol's payload to be summed
+# up like TCP's, but for these (nf_reject_verify_csum).
+_UNSUMMED = "47, 50, 51, 132"  # GRE, ESP, AH, SCTP
+_NOTHING = 59  # "no next header": there is nothing to refuse (RFC 8200 section 4.7)
 
 _FLAGS = "(syn|ack|rst|fin)"
 
@@ -172,6 +178,11 @@ table {name} vmnet {{
     {terms.number} set meta mark map @ids
     meta mark set {TO_PYTHON} accept
   }}
+  chain unsupported {{
+    meta l4proto {{ {_UNSUMMED} }} reject with {terms.no_protocol}
+    meta l4proto {_NOTHING} drop
+    goto opening
+  }}
   chain refuse {{
     {terms.refuse}
   }}
@@ -192,6 +203,6 @@ def _outside(terms: _Terms) -> str:
     udp sport 0 drop
     meta l4proto udp socket transparent 1 meta mark set {TO_SOCKET} accept
     {terms.icmp} type {{ {terms.errors} }} meta mark set {TO_SOCKET} accept
-    meta l4proto != {{ udp, {terms.icmp} }} counter name unsupported reject with {terms.no_protocol}
+    meta l4proto != {{ udp, {terms.icmp} }} counter name unsupported goto unsupported
     meta l4proto {terms.icmp} {terms.icmp} type != echo-request counter name unsupported drop
     jump opening"""
