@@ -40,6 +40,9 @@ SYSCTLS = {
     # The way to a guest is some microseconds of memory: a sender that paces itself (BBR) pays for timers there, and
     # gains nothing. Outside, the host's own choice holds. This one is always allowed.
     "net.ipv4.tcp_congestion_control": "reno",
+    # For the same reason a window of half a megabyte is wide enough: what a host allows for the world (here 6 MB, there
+    # 32) would wait in this host's memory, out of the caches' reach, where the outside is slower than the guest.
+    "net.ipv4.tcp_rmem": "4096 131072 1048576",
     # One traceroute sends its probes at once; the default of one ICMP error a second would answer the first alone.
     "net.ipv4.icmp_ratelimit": "10",
 }
