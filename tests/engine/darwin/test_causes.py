@@ -11,6 +11,7 @@ import pytest
 from openvmnet import engine
 from openvmnet.engine.darwin import diagnosis, entitlement, probe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
+from openvmnet.engine.darwin.library import system_version
 from openvmnet.engine.darwin.mac import Mac
 from openvmnet.errors import Conflict, Exhausted, HostError, MissingFeature, OptionError, VmnetError
 from openvmnet.netdev import Bridged, Host, Shared
@@ -124,6 +125,31 @@ def test_a_subnet_that_vmnet_chose_may_be_the_hosts_own() -> None:
 
 
 # Who may.
+
+
+@pytest.mark.parametrize(
+    ("told", "said", "version"),
+    [
+        ("15.6.1", "26.1", (15, 6, 1)),  # not asked: it is true
+        ("26.1", "", (26, 1)),
+        ("16.0", "26.0.1\n", (26, 0, 1)),
+        ("10.16", "12.7\n", (12, 7)),
+        ("16.0", "", (16, 0)),
+        ("", "", ()),
+    ],
+)
+def test_the_version_that_a_python_of_an_older_sdk_is_not_told(
+    told: str, said: str, version: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Told(Mac):
+        def run(self, *argv: str) -> str:
+            assert argv == ("/usr/bin/env", "SYSTEM_VERSION_COMPAT=0", "/usr/bin/sw_vers", "-productVersion")
+            return said
+
+    system_version.cache_clear()
+    monkeypatch.setattr("platform.mac_ver", lambda: (told, ("", "", ""), "arm64"))
+    assert Told().version == version
+    system_version.cache_clear()
 
 
 @pytest.mark.parametrize(

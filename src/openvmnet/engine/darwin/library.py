@@ -75,7 +75,12 @@ def missing(symbol: str, since: str) -> MissingFeature:
 
 @functools.cache
 def system_version() -> tuple[int, ...]:
-    """The macOS version, (26, 1); () where there is none. Only for choosing a remedy, never for what exists."""
+    """The macOS version as this program is told; see `mac.Mac.version`. () where there is none."""
     import platform
 
-    return tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())
+    return version_of(platform.mac_ver()[0])
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """(26, 1) of "26.1"."""
+    return tuple(int(part) for part in text.strip().split(".") if part.isdigit())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import plistlib
 import re
@@ -14,11 +15,12 @@ from typing import Any
 
 import msgspec
 
-from openvmnet.engine.darwin.library import system_version
+from openvmnet.engine.darwin.library import system_version, version_of
 
 _SYSTEM = "/usr/lib/libSystem.B.dylib"
 _LONGEST_PATH = 4096  # PROC_PIDPATHINFO_MAXSIZE
 _TIMEOUT = 5.0  # s; each of these commands takes milliseconds
+_BEFORE_11, _BEFORE_26, _AFTER = (10, 16), (16,), (26,)  # no macOS has a version between the last two
 _HEADER = re.compile(r"^(\S+?): flags=", re.MULTILINE)
 _INET = re.compile(r"^\s+inet (\S+) (?:--> \S+ )?netmask 0x([0-9a-f]{8})", re.MULTILINE)
 _MEMBER = re.compile(r"^\s+member: (\S+)", re.MULTILINE)
@@ -60,10 +62,17 @@ class Mac:
         except OSError:
             return None
 
-    @property
+    @functools.cached_property
     def version(self) -> tuple[int, ...]:
-        """The macOS version, (15, 6, 1)."""
-        return system_version()
+        """The macOS version, (15, 6, 1). Only for choosing a remedy, never for what exists.
+
+        A Python that was built with an older SDK is told 16 on macOS 26, and 10.16 from 11 on; sw_vers(1) is not.
+        """
+        told = system_version()
+        if told[:2] != _BEFORE_11 and not _BEFORE_26 <= told < _AFTER:
+            return told
+        said = self.run("/usr/bin/env", "SYSTEM_VERSION_COMPAT=0", "/usr/bin/sw_vers", "-productVersion")
+        return version_of(said) or told
 
     @property
     def root(self) -> bool:
