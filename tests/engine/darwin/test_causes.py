@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
@@ -203,21 +204,56 @@ class SigningMac(FakeMac):
 
 
 def test_setup_makes_a_copy_signs_and_tries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "Library/copy"
+    target = tmp_path / "Library/bin/copy"
+    assert entitlement.make_copy(SigningMac(), target) == target
     assert entitlement.make_copy(SigningMac(), target) == target
     assert target.read_bytes() == Path(sys.executable).resolve().read_bytes()
     assert target.stat().st_mode & 0o777 == 0o755
     assert list(target.parent.iterdir()) == [target]
+    # Where a Python of uv's looks for its library: @executable_path/../lib.
+    assert (target.parent / "../lib").resolve() == (Path(sys.base_prefix) / "lib").resolve()
+    assert sorted(each.name for each in (tmp_path / "Library").iterdir()) == ["bin", "lib"]
     again = SigningMac()
     again.signs = False
     with pytest.raises(HostError, match=r"did not sign .*no space"):
         entitlement.make_copy(again, target)
     monkeypatch.setattr(entitlement, "environment", lambda: {"PYTHONHOME": "/nowhere"})
     with pytest.raises(HostError, match="does not run"):
-        entitlement.make_copy(SigningMac(), tmp_path / "other")
-    assert not (tmp_path / "other").exists()
+        entitlement.make_copy(SigningMac(), tmp_path / "other/bin/copy")
+    assert not (tmp_path / "other/bin/copy").exists()
     with pytest.raises(MissingFeature, match="only root"):
         entitlement.make_copy(SigningMac((15, 0)))
+
+
+def test_each_python_has_a_copy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = entitlement.copy_path()
+    monkeypatch.setattr(sys, "base_prefix", "/opt/another")
+    assert entitlement.copy_path() != first
+
+
+def test_a_copy_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match=r"file/bin/copy cannot be made: Not a directory"):
+        entitlement.make_copy(SigningMac(), tmp_path / "file/bin/copy")
+
+
+def test_a_copy_that_does_not_run_any_more_is_told_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    copy = entitlement.copy_path()
+    copy.parent.mkdir(parents=True)
+    copy.write_text("#!/bin/sh\necho 'dyld: Library not loaded' >&2\necho more >&2\nkill -ABRT $$\n")
+    copy.chmod(0o755)
+    mac = SigningMac(said={f"/usr/bin/codesign --display --entitlements - --xml {copy}": ENTITLED})
+    assert probe.signed_copy(mac).detail == f"{copy} does not run: dyld: Library not loaded"
+    assert (probe.signed_copy(mac).state, probe.signed_copy(mac).remedy) == ("degraded", "vmnet setup")
+    assert (probe.rights(mac).state, probe.rights(mac).remedy) == ("missing", "vmnet setup")
+    monkeypatch.setattr("os.execve", Mock(side_effect=FileNotFoundError(2, "no such file")))
+    with pytest.raises(HostError, match="cannot be started"):
+        entitlement.run_signed(mac, ["program.py"])
+    assert entitlement.fault(copy) is None
+    assert probe.signed_copy(mac).state == "found"
 
 
 def test_a_program_of_ones_own_is_run_by_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +300,10 @@ def states(mac: FakeMac, framework: Framework) -> dict[str, tuple[str, str | Non
     return {finding.name: (finding.state, finding.remedy) for finding in probe.examine(mac, lambda: framework)}
 
 
-def test_doctor_on_a_mac_where_all_is_well(framework: Framework, controls: Controls) -> None:
+def test_doctor_on_a_mac_where_all_is_well(
+    framework: Framework, controls: Controls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entitlement, "fault", lambda _: None)
     found = states(FakeMac((26, 1), said=SIGNED | GOOD), framework)
     assert {name: state for name, (state, _) in found.items() if name != "qemu"} == {
         "macOS": "found",

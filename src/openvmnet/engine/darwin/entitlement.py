@@ -8,7 +8,12 @@ makes a copy of the interpreter in the user's own directory and signs the copy.
 The interpreter is not what its name says. A framework build's `bin/python3` is a launcher that starts
 `Python.framework/.../Resources/Python.app/Contents/MacOS/Python`, and its signature has no effect on what it starts;
 a virtual environment's is a link to the launcher. So the copy is of the file that the kernel says is running. It finds
-its library by where the original's load command says, its modules by PYTHONHOME, and ours by PYTHONPATH.
+its library by where the original's load command says, its modules by PYTHONHOME, and ours by PYTHONPATH. A framework
+build names its library by the whole path; one of python-build-standalone, which uv installs, by a path from the
+program's own, `../lib`: there the copy has a link to the original's.
+
+    HOME/python3.13-1f2e3d4c/bin/python3.13-vmnet      one for each Python, by its version and where it lies
+    HOME/python3.13-1f2e3d4c/lib                       its library's directory
 
 As root, `sudo vmnet run` needs the rights for the start only: read, write and stop go on without them. So they are
 dropped for good right after it, to the user that sudo(8) says it was, and before anything of the user's runs.
@@ -16,6 +21,7 @@ dropped for good right after it, to the user that sudo(8) says it was, and befor
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import shutil
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 ENTITLEMENT = "com.apple.security.virtualization"
 FIRST_SIGNED = (26,)
 _CODESIGN = "/usr/bin/codesign"
+_TRIAL = 30.0  # s: macOS looks at a program before it is run for the first time
 _PLIST = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
     '<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n'
@@ -80,8 +87,10 @@ def home() -> Path:
 
 
 def copy_path() -> Path:
-    """The signed copy's place: one for each version of Python."""
-    return home() / f"python{sys.version_info.major}.{sys.version_info.minor}-vmnet"
+    """The signed copy's place: each Python has its own, since none starts with another's modules."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    which = hashlib.sha256(os.fsencode(sys.base_prefix)).hexdigest()[:8]
+    return home() / f"{version}-{which}" / "bin" / f"{version}-vmnet"
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -96,19 +105,32 @@ def make_copy(mac: Mac, target: Path | None = None) -> Path:
     if not signed_counts(mac):
         raise refusal(mac)
     target = target or copy_path()
-    source = Path(mac.program).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        made, plist = Path(directory) / target.name, Path(directory) / "entitlements.plist"
-        shutil.copyfile(source, made)
-        made.chmod(0o755)
-        plist.write_text(_PLIST)
-        said = mac.run(_CODESIGN, "--force", "--sign", "-", "--entitlements", str(plist), str(made))
-        if not entitled(mac, str(made)):
-            raise HostError(f"codesign did not sign {made.name}: {said.strip() or 'it said nothing'}")
-        _try(made)
-        made.replace(target)
+    base = target.parent.parent
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=base) as directory:
+            link = Path(directory) / "lib"
+            link.symlink_to(Path(sys.base_prefix) / "lib")
+            link.replace(base / "lib")
+            made = Path(directory) / target.name  # as far from base/lib as the target
+            _sign(mac, made)
+            reason = fault(made)
+            if reason is not None:
+                raise HostError(f"the signed copy of {sys.executable} does not run: {reason}")
+            made.replace(target)
+    except OSError as error:
+        raise HostError(f"{target} cannot be made: {error.strerror}", hint=f"ls -ld '{base}'") from error
     return target
+
+
+def _sign(mac: Mac, made: Path) -> None:
+    plist = made.with_name("entitlements.plist")
+    shutil.copyfile(Path(mac.program).resolve(), made)
+    made.chmod(0o755)
+    plist.write_text(_PLIST)
+    said = mac.run(_CODESIGN, "--force", "--sign", "-", "--entitlements", str(plist), str(made))
+    if not entitled(mac, str(made)):
+        raise HostError(f"codesign did not sign {made.name}: {said.strip() or 'it said nothing'}")
 
 
 def run_signed(mac: Mac, argv: Sequence[str]) -> NoReturn:
@@ -117,7 +139,8 @@ def run_signed(mac: Mac, argv: Sequence[str]) -> NoReturn:
         program, chosen = mac.program, environment()
     else:
         target = copy_path()
-        program = str(target if signed_counts(mac) and entitled(mac, str(target)) else make_copy(mac))
+        good = signed_counts(mac) and entitled(mac, str(target)) and fault(target) is None
+        program = str(target if good else make_copy(mac))
         chosen = environment()
     sys.stdout.flush()
     try:
@@ -126,13 +149,23 @@ def run_signed(mac: Mac, argv: Sequence[str]) -> NoReturn:
         raise HostError(f"'{program}' cannot be started: {error.strerror}") from error
 
 
-def _try(program: Path) -> None:
-    """The copy has to start, and to find its modules and ours. Raises HostError."""
+def fault(program: Path) -> str | None:
+    """Why a copy does not run: it has to start, and to find its modules and ours. None where it does.
+
+    One that did run may not any more: Homebrew removes a Python's library when it has a newer one.
+    """
     command = [str(program), "-c", "import ctypes, openvmnet"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode != 0:
-        reason = done.stderr.strip() or f"it ended with {done.returncode}"
-        raise HostError(f"the signed copy of {sys.executable} does not run: {reason}")
+    try:
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, errors="replace", timeout=_TRIAL, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it was not ready in {_TRIAL:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    if done.returncode == 0:
+        return None
+    return done.stderr.strip() or f"it ended with {done.returncode}"
 
 
 def interpreter(mac: Mac) -> tuple[str, dict[str, str]]:

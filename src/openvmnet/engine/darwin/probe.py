@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FIREWALL = "/usr/libexec/ApplicationFirewall/socketfilterfw"
 _BOOTPD = "/usr/libexec/bootpd"
+_SETUP = "vmnet setup"
 _FEATURES = (
     ("vmnet_enable_isolation", "isolated=on, net-uuid"),
     ("vmnet_enable_checksum_offload", "checksum offload"),
@@ -86,6 +87,8 @@ def rights(mac: Mac) -> Finding:
     if entitlement.entitled(mac):
         return Finding("rights", "found", f"{mac.program} is signed with {entitlement.ENTITLEMENT}", purpose)
     if entitlement.entitled(mac, str(entitlement.copy_path())):
+        if entitlement.fault(entitlement.copy_path()) is not None:
+            return Finding("rights", "missing", "the signed copy of the interpreter does not run", purpose, _SETUP)
         return Finding("rights", "found", "vmnet run uses the signed copy of the interpreter", purpose)
     refusal = entitlement.refusal(mac)
     return Finding("rights", "missing", refusal.message, purpose, refusal.hint)
@@ -97,9 +100,12 @@ def signed_copy(mac: Mac) -> Finding:
     path = entitlement.copy_path()
     if not entitlement.signed_counts(mac):
         return Finding("signed copy", "optional", "of no use before macOS 26", purpose)
-    if entitlement.entitled(mac, str(path)):
-        return Finding("signed copy", "found", str(path), purpose)
-    return Finding("signed copy", "optional", f"{path} is not there, or not signed", purpose, "vmnet setup")
+    if not entitlement.entitled(mac, str(path)):
+        return Finding("signed copy", "optional", f"{path} is not there, or not signed", purpose, _SETUP)
+    reason = entitlement.fault(path)
+    if reason is not None:
+        return Finding("signed copy", "degraded", f"{path} does not run: {reason.splitlines()[0]}", purpose, _SETUP)
+    return Finding("signed copy", "found", str(path), purpose)
 
 
 def sharing(mac: Mac) -> Finding:
