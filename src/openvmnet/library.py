@@ -63,7 +63,7 @@ def start_async(
 def interfaces() -> list[str]:
     """The names that `Bridged(ifname=...)` takes on this host; [] where nothing can be bridged."""
     if engine.DARWIN:
-        from openvmnet.engine.darwin.interface import shared_interfaces
+        from openvmnet.engine.darwin.bridged import shared_interfaces
 
         return shared_interfaces()
     from openvmnet.engine.linux.interfaces import inventory

@@ -30,7 +30,7 @@ def command(as_json: bool) -> None:
 
 def _of_a_mac(*, as_json: bool) -> None:
     """On macOS vmnet itself says which, and nothing of why not the others."""
-    from openvmnet.engine.darwin.interface import shared_interfaces
+    from openvmnet.engine.darwin.bridged import shared_interfaces
 
     names = shared_interfaces()
     if as_json:

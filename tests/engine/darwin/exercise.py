@@ -18,11 +18,12 @@ from lab import standin
 from openvmnet.contract.interface import Interface, LinkRequest
 from openvmnet.engine.darwin import symbols
 from openvmnet.engine.darwin.batch import Batch
+from openvmnet.engine.darwin.bridged import shared_interfaces
 from openvmnet.engine.darwin.datapath import Relay, socketpair
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.framework import Framework, Mode
 from openvmnet.engine.darwin.handle import Handle, StartFailed
-from openvmnet.engine.darwin.interface import open_link, shared_interfaces
+from openvmnet.engine.darwin.interface import open_link
 from openvmnet.engine.darwin.network26 import Network, Reservation, Settings
 from openvmnet.engine.darwin.ports import Forward, Rules
 from openvmnet.errors import HostError

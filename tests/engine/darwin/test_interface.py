@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from openvmnet.contract.interface import Interface, LinkRequest
-from openvmnet.engine.darwin.interface import VmnetLink, open_link, shared_interfaces
-from openvmnet.engine.darwin.patience import Late
+from openvmnet.engine.darwin.interface import VmnetLink, open_link
 from openvmnet.errors import HostError, LinkError, OptionError, Stopped
 from openvmnet.netdev import Shared
 from openvmnet.status import Status
@@ -144,16 +143,3 @@ def test_a_failure_of_vmnets_bears_its_status(framework: Framework, controls: Co
     controls.set("exhausted", 3)  # it passes: tried again
     link.write([bytes(60)])
     link.close()
-
-
-def test_the_interfaces_that_may_be_bridged_to(
-    framework: Framework, controls: Controls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert shared_interfaces(framework) == ["en0", "en1"]
-    controls.set("no_interfaces", 1)
-    assert shared_interfaces(framework) == []
-    controls.set("no_interfaces", 0)
-    monkeypatch.setattr("openvmnet.engine.darwin.patience.ASK", 0.1)
-    controls.set("hang_list", 1)
-    with pytest.raises(Late):
-        shared_interfaces(framework)

@@ -205,7 +205,7 @@ def test_what_a_mac_has_to_show_is_shown_over_the_stand_in(mac: Mac) -> None:
 def test_mistakes_are_sentences_and_leave_nothing(mac: Mac, world: World) -> None:
     before = len(relays(world))
     for option, status, words in (
-        ("vmnet-bridged,id=n,ifname=wlan9", 1003, "invalid argument"),
+        ("vmnet-bridged,id=n,ifname=wlan9", 1003, "unsupported ifname 'wlan9'"),
         ("vmnet-shared,id=n,start-address=8.8.8.1,end-address=8.8.8.9,subnet-mask=255.255.255.0", None, "RFC 1918"),
     ):
         done = mac.vmnet("run", "--", "qemu-system-x86_64", "-netdev", option)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from openvmnet.contract.interface import Parameters
-from openvmnet.engine.darwin import diagnosis, framework, publish, reservation
+from openvmnet.engine.darwin import bridged, diagnosis, framework, publish, reservation
 from openvmnet.engine.darwin.batch import Batch
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
@@ -231,6 +231,7 @@ def open_link(request: LinkRequest, loaded: Framework | None = None) -> VmnetLin
     extras = Extras(interface_id=request.interface_id, allocate_mac_address=request.allocate_mac_address)
     reservation.refuse(request.options, Mac())
     desc = describe(loaded, request.options, extras)
+    bridged.refuse(request.options, loaded)
     try:
         handle = Handle(loaded, desc)
     except StartFailed as error:
@@ -248,22 +249,3 @@ def open_on(network: Network, *, isolated: bool = False, extras: Extras | None =
     """A link on a network object of macOS 26. Its interface id and MAC are new each time."""
     handle = network.start(extras or Extras(allocate_mac_address=True), isolated=isolated)
     return VmnetLink(network.framework, handle, uuid4())
-
-
-def shared_interfaces(loaded: Framework | None = None) -> list[str]:
-    """The names that `vmnet-bridged,ifname=` takes: vmnet_copy_shared_interface_list. Raises Late."""
-    from openvmnet.engine.darwin import patience, xpc
-
-    loaded = loaded or framework.load()
-
-    def ask() -> list[str]:
-        found = loaded.call("vmnet_copy_shared_interface_list")
-        if not found:
-            return []
-        try:
-            names = xpc.read(loaded, found)
-        finally:
-            loaded.system_call("xpc_release", found)
-        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-    return patience.within(patience.ASK, "vmnet_copy_shared_interface_list", ask)

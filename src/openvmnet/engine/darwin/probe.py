@@ -172,7 +172,7 @@ def vpn(mac: Mac) -> Finding:
 
 def interfaces(load: Callable[[], Framework]) -> Finding:
     """What vmnet-bridged may name."""
-    from openvmnet.engine.darwin.interface import shared_interfaces
+    from openvmnet.engine.darwin.bridged import shared_interfaces
 
     purpose = "vmnet-bridged"
     try:

@@ -25,7 +25,7 @@ from uuid import UUID
 import msgspec
 
 from openvmnet import netdev
-from openvmnet.engine.darwin import diagnosis, entitlement, framework, publish, records, reservation
+from openvmnet.engine.darwin import bridged, diagnosis, entitlement, framework, publish, records, reservation
 from openvmnet.engine.darwin.datapath import Relay
 from openvmnet.engine.darwin.description import Extras, describe
 from openvmnet.engine.darwin.handle import Handle, StartFailed
@@ -127,6 +127,7 @@ def _start(
     what is known of it."""
     forwards = publish.forwards(options)
     desc = describe(loaded, options, Extras(interface_id=spec.interface_id))
+    bridged.refuse(options, loaded)
     try:
         handle = Handle(loaded, desc)
     except StartFailed as error:
