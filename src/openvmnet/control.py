@@ -158,11 +158,11 @@ class PortView(msgspec.Struct, frozen=True):
 class NetworkView(msgspec.Struct, frozen=True):
     """A network as `vmnet show` tells it; `uptime` in seconds, `flows` by kind, `notes` what a person should know.
 
-    Addresses are None where the host has none on the network (`net-uuid`).
+    Addresses are None where the host has none on the network (`net-uuid`, and bridged, which is one on macOS only).
     """
 
     name: str
-    mode: Mode
+    mode: Mode | Literal["bridged"]
     subnet: str | None
     gateway: str | None
     pool_start: str | None

@@ -13,7 +13,6 @@ from openvmnet.netdev import hostfwd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from openvmnet.config import Mode
     from openvmnet.engine.darwin.leases import Lease
     from openvmnet.engine.darwin.records import Record
 
@@ -44,7 +43,6 @@ def _view(name: str, members: list[Record], given: Sequence[Lease]) -> NetworkVi
     first = members[0]
     subnet, gateway = first.subnet, first.gateway
     end = first.parameters.get("vmnet_end_address")
-    mode: Mode = "host" if first.mode == "host" else "shared"
     notes = []
     if first.mode == "bridged":
         notes.append(f"bridged to {first.parameters.get('vmnet_shared_interface_name')}: its addresses are the LAN's")
@@ -52,7 +50,7 @@ def _view(name: str, members: list[Record], given: Sequence[Lease]) -> NetworkVi
     uuid = first.parameters.get("vmnet_network_identifier")
     return NetworkView(
         name=name,
-        mode=mode,
+        mode=first.mode,
         subnet=None if subnet is None else str(subnet),
         gateway=None if gateway is None else str(gateway),
         pool_start=None if gateway is None else str(gateway + 1),

@@ -170,7 +170,8 @@ def _program(name: str) -> str:
         path = os.path.join(directory, name)
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
-    hint = "sudo apt install qemu-system" if name.startswith("qemu-system") else None
+    install = "brew install qemu" if engine.DARWIN else "sudo apt install qemu-system"
+    hint = install if name.startswith("qemu-system") else None
     raise _not_found(f"no program '{name}' is on the PATH", hint)
 
 

@@ -236,6 +236,22 @@ def test_what_a_mac_cannot_be_told_is_a_sentence(controls: Controls) -> None:
 
 
 @pytest.mark.usefixtures("environment")
+def test_a_bridged_network_is_called_one(controls: Controls) -> None:
+    port = start(controls, "vmnet-bridged,id=net0,ifname=en0")
+    assert eventually(records.read)
+    (listed,) = json.loads(vmnet(controls, "ls", "--json").stdout)
+    assert (listed["name"], listed["mode"], listed["subnet"]) == ("bridged-en0", "bridged", None)
+    assert "bridged" in vmnet(controls, "show", "bridged-en0").stdout
+    port.close()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_program_that_is_not_there_is_had_from_homebrew(controls: Controls) -> None:
+    done = vmnet(controls, "run", "--", "qemu-system-none", "-netdev", SHARED)
+    assert (done.returncode, done.stderr.splitlines()[1:]) == (127, ["hint: brew install qemu"])
+
+
+@pytest.mark.usefixtures("environment")
 def test_interfaces_doctor_and_setup_run(controls: Controls) -> None:
     listed = json.loads(vmnet(controls, "interfaces", "--json").stdout)
     assert [each["name"] for each in listed["interfaces"]] == ["en0", "en1"]

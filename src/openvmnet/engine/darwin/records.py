@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -30,7 +30,7 @@ class Record(msgspec.Struct, frozen=True):
     vm_pid: int
     vm: str
     netdev: str
-    mode: str
+    mode: Literal["shared", "host", "bridged"]
     mac: str | None
     isolated: bool
     started: float

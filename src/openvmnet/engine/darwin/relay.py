@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 import msgspec
@@ -152,6 +152,12 @@ def _start(
     return handle, publisher, kept, plain(answered | asked)
 
 
+def _mode(options: Shared | Host | Bridged) -> Literal["shared", "host", "bridged"]:
+    if isinstance(options, netdev.Bridged):
+        return "bridged"
+    return "host" if isinstance(options, netdev.Host) else "shared"
+
+
 def _warn(options: Shared | Host | Bridged, handle: Handle) -> None:
     """Say when the subnet that vmnet chose by itself is one that the host is on."""
     start, mask = handle.text("vmnet_start_address"), handle.text("vmnet_subnet_mask")
@@ -192,7 +198,7 @@ def _live(
                 vm_pid=spec.vm_pid,
                 vm=spec.vm,
                 netdev=spec.netdev,
-                mode=type(options).type.removeprefix("vmnet-"),
+                mode=_mode(options),
                 mac=spec.mac,
                 isolated=options.isolated,
                 started=started,
