@@ -12,11 +12,13 @@ Each check prints what it found. Over the stand-in the bridge, the DHCP server a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -26,17 +28,17 @@ from openvmnet import engine
 from openvmnet.engine.darwin import framework, launch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from openvmnet.contract.interface import Interface
 
 ID = UUID("a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d")
-PATIENCE = 60.0  # s
+PATIENCE = 120.0  # s
 EVERYONE = "ff:ff:ff:ff:ff:ff"
 _COMMAND = ["openvmnet"]  # the module that is `vmnet`, and its first words
 
 
-def exchange(interface: Interface, request: bytes, fits: Callable[[bytes], object], seconds: float = 10.0) -> object:
+def exchange(interface: Interface, request: bytes, fits: Callable[[bytes], object], seconds: float = 30.0) -> object:
     """Send `request`, again each second, until a frame comes for which `fits` gives something."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -52,7 +54,7 @@ def exchange(interface: Interface, request: bytes, fits: Callable[[bytes], objec
 
 
 def dhcp(interface: Interface, mac: str) -> tuple[str, str]:
-    """The address that the DHCP server gives, and the router that it names."""
+    """The address that the DHCP server gives, and the router that it names; itself where that leads nowhere."""
     from scapy.layers.dhcp import BOOTP, DHCP
     from scapy.layers.inet import IP, UDP
     from scapy.layers.l2 import Ether
@@ -73,7 +75,7 @@ def dhcp(interface: Interface, mac: str) -> tuple[str, str]:
     offered, options = exchange(interface, message(("message-type", 1), ask), functools.partial(answer, 2))
     wanted = (("message-type", 3), ("requested_addr", offered), ("server_id", options["server_id"]), ask)
     address, options = exchange(interface, message(*wanted), functools.partial(answer, 5))
-    return address, options["router"]
+    return address, options.get("router", options["server_id"])
 
 
 def arp(interface: Interface, mac: str, own: str, gateway: str) -> str:
@@ -133,17 +135,28 @@ def ipxe() -> None:
     print(f"iPXE: {found[1]}, gateway {found[2]}", flush=True)
 
 
+@contextlib.contextmanager
+def limit(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+    """Kill what says nothing for so long that a read of its words would not end."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def read_until(argv: list[str], pattern: re.Pattern[str]) -> re.Match[str]:
     """What a guest's console says, until it says this; then the guest is ended."""
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace") as process:
         assert process.stdout is not None
         said = ""
-        deadline = time.monotonic() + PATIENCE
         try:
-            while time.monotonic() < deadline and (octet := process.stdout.read(1)):
-                said += octet
-                if octet in "\n " and (found := pattern.search(said)):
-                    return found
+            with limit(process, PATIENCE):
+                while octet := process.stdout.read(1):
+                    said += octet
+                    if octet in "\n " and (found := pattern.search(said)):
+                        return found
         finally:
             process.kill()
     raise AssertionError(f"not on the console: {pattern.pattern}\n{said[-3000:]}")
@@ -161,12 +174,12 @@ class Console:
 
     def until(self, pattern: str, seconds: float = 300.0) -> re.Match[str]:
         assert self.process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and (octet := self.process.stdout.read(1)):
-            self.said += octet
-            if found := re.search(pattern, self.said):
-                self.said = self.said[found.end() :]
-                return found
+        with limit(self.process, seconds):
+            while octet := self.process.stdout.read(1):
+                self.said += octet
+                if found := re.search(pattern, self.said):
+                    self.said = self.said[found.end() :]
+                    return found
         raise AssertionError(f"not on the console: {pattern}\n{self.said[-3000:]}")
 
     def type(self, line: str) -> None:
