@@ -39,7 +39,13 @@ def explain(mac: Mac, options: Shared | Host | Bridged = HERE, status: Status = 
 @pytest.mark.parametrize(
     ("mac", "options", "error", "words", "hint"),
     [
-        (FakeMac((15, 6)), HERE, MissingFeature, r"macOS 15\.6 lets only root use vmnet", "sudo vmnet run ..."),
+        (
+            FakeMac((15, 6)),
+            HERE,
+            MissingFeature,
+            r"macOS 15\.6 lets only root use vmnet",
+            "sudo vmnet setup -- program.py",
+        ),
         (FakeMac((26, 1)), HERE, MissingFeature, r"signed with com\.apple\.security\.virtualization", "vmnet setup"),
         (FakeMac(root=True), PUBLIC, OptionError, "RFC 1918", None),
         (FakeMac(said=SIGNED, files={NAT: SHARING_ON}), HERE, Conflict, "Internet Sharing is on", "turn it off"),
@@ -272,8 +278,9 @@ def test_a_program_of_ones_own_is_run_by_the_copy(tmp_path: Path, monkeypatch: p
     assert [each[0] for each in started] == [copy, copy, "/usr/bin/python3", "/usr/bin/python3"]
     assert all(argv == [program, "program.py", "-x"] for program, argv, _ in started)
     assert {home for _, _, home in started} == {sys.base_prefix}
-    with pytest.raises(MissingFeature, match="only root"):
+    with pytest.raises(MissingFeature, match="only root") as caught:
         entitlement.run_signed(FakeMac((15, 0)), ["program.py"])
+    assert caught.value.hint == "sudo vmnet setup -- program.py"
     assert explain(FakeMac((26, 0))).hint == "vmnet setup -- program.py"
 
 

@@ -110,10 +110,11 @@ def clash_of(start: str, mask: str, mac: Mac | None = None) -> Cause | None:
 def _permission(_options: Options, mac: Mac, _links: list[Link]) -> Cause | None:
     if entitlement.permitted(mac):
         return None
-    refusal = entitlement.refusal(mac)
+    # vmnet run is told before it starts a relay, and uses the copy by itself, so this is a program of the user's own.
+    refusal = entitlement.refusal(mac, entitlement.PROGRAM)
     cure = refusal.hint
     if entitlement.signed_counts(mac) and entitlement.copy_path().exists():
-        cure = "vmnet setup -- program.py"  # vmnet run uses the copy by itself, so this is a program of the user's own
+        cure = entitlement.PROGRAM
     return Cause(refusal.message, cure, MissingFeature)
 
 

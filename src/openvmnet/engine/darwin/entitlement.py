@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 ENTITLEMENT = "com.apple.security.virtualization"
 FIRST_SIGNED = (26,)
+PROGRAM = "vmnet setup -- program.py"  # how a program of the user's own comes to its rights, under sudo before macOS 26
 _CODESIGN = "/usr/bin/codesign"
 _TRIAL = 30.0  # s: macOS looks at a program before it is run for the first time
 _PLIST = (
@@ -135,11 +136,13 @@ def _sign(mac: Mac, made: Path) -> None:
 
 def run_signed(mac: Mac, argv: Sequence[str]) -> NoReturn:
     """Become the signed interpreter, with `argv` as its arguments; as root the one that runs. Raises as `make_copy`."""
-    if mac.root or (signed_counts(mac) and entitled(mac)):
+    if not (mac.root or signed_counts(mac)):
+        raise refusal(mac, PROGRAM)
+    if mac.root or entitled(mac):
         program, chosen = mac.program, environment()
     else:
         target = copy_path()
-        good = signed_counts(mac) and entitled(mac, str(target)) and fault(target) is None
+        good = entitled(mac, str(target)) and fault(target) is None
         program = str(target if good else make_copy(mac))
         chosen = environment()
     sys.stdout.flush()
