@@ -257,6 +257,11 @@ def test_a_wrong_argument_is_never_an_assertion(pretended: Pretended, argument: 
         assert len(pretended.specs) == before
 
 
+def test_no_number_of_seconds_is_too_large_to_be_refused(pretended: Pretended) -> None:
+    with pytest.raises(OptionError, match="'linger' expects seconds"):
+        openvmnet.start(linger=10**400)
+
+
 @pytest.mark.parametrize("name", [5, b"x", True])
 def test_a_name_is_text(pretended: Pretended, name: object) -> None:
     with pytest.raises(OptionError, match="'name' expects str"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import sys
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID, uuid4
 
@@ -147,7 +147,7 @@ def _request(
             option="address",
             value=chosen.address,
         )
-    if type(linger) not in (int, float) or not isinstance(linger, int | float) or not 0 <= linger < math.inf:
+    if type(linger) not in (int, float) or not isinstance(linger, int | float) or not 0 <= linger <= sys.float_info.max:
         raise OptionError(f"'linger' expects seconds from 0 on, not {linger!r}", option="linger", value=repr(linger))
     return LinkRequest(
         options=chosen,

@@ -363,6 +363,12 @@ def test_json_that_is_none_begins_with_qemus_words() -> None:
         netdev.parse('{"type":"vmnet-shared","id":"n",}')
 
 
+@pytest.mark.parametrize("odd", [None, b"vmnet-shared,id=n", ["vmnet-shared", "id=n"], Shared("n")])
+def test_what_is_no_text_is_an_option_error(odd: object) -> None:
+    with pytest.raises(OptionError, match=r"^parse\(\) takes text such as"):
+        netdev.parse(odd)  # type: ignore[arg-type] # what is wrong is the test
+
+
 def test_the_prefix_is_a_network_of_64_bits() -> None:
     for text in ("fd00:1::", "fd00:1::/64"):
         shared = netdev.parse(f"vmnet-shared,id=n,nat66-prefix={text}")

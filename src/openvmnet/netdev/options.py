@@ -221,6 +221,10 @@ KINDS: dict[str, type[Shared | Host | Bridged]] = {
 
 def parse(text: str) -> Shared | Host | Bridged:
     """Read the argument of `-netdev`, text or JSON. Raises OptionError for anything but a valid vmnet netdev."""
+    if not isinstance(text, str):
+        raise OptionError(
+            f"parse() takes text such as 'vmnet-shared,id=net0', not {text!r}", option="netdev", value=repr(text)
+        )
     return from_json(text) if text.startswith("{") else from_items(split(text), need_id=True)
 
 
