@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from ipaddress import IPv4Network
 
 import msgspec
@@ -14,6 +15,8 @@ from openvmnet.control import Spec
 from openvmnet.errors import Conflict, HostError, OptionError
 from openvmnet.netdev import Subnet
 
+LISTENERS: list[socket.socket] = []
+
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
@@ -22,7 +25,9 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     routes: list[IPv4Network] = []
     monkeypatch.setattr(addressing, "_routes", lambda: routes)
-    return routes
+    yield routes
+    while LISTENERS:
+        LISTENERS.pop().close()
 
 
 def given(start: str, end: str, *, force: bool = False) -> Spec:
@@ -32,7 +37,22 @@ def given(start: str, end: str, *, force: bool = False) -> Spec:
 def running(name: str, third: int) -> None:
     """Another network that runs."""
     subnet = Subnet.from_options(f"192.168.{third}.1", f"192.168.{third}.254", "255.255.255.0")
-    state.write(state.runtime(name) / "network.json", {"config": NetworkConfig(name, subnet=subnet)}, durable=False)
+    record(NetworkConfig(name, subnet=subnet), "control.sock")
+
+
+def record(config: NetworkConfig, *listening: str) -> None:
+    """A network's record, and the sockets on which somebody listens; without any it is dead."""
+    directory = state.runtime(config.name)
+    state.write(directory / "network.json", {"config": config}, durable=False)
+    for name in ("control.sock", "agent.sock"):
+        (directory / name).unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if name == "agent.sock" else socket.SOCK_STREAM)
+        sock.bind(str(directory / name))
+        if name in listening:
+            sock.listen()
+            LISTENERS.append(sock)
+        else:
+            sock.close()
 
 
 def network(choice: addressing.Choice) -> str:
@@ -83,6 +103,16 @@ def test_given_ones_that_are_taken(host, what):
     assert {"route": "this host's route", "network": "running network 'other'"}[what] in caught.value.message
     assert "--force" in caught.value.hint
     assert network(addressing.choose("x", msgspec.structs.replace(spec, force=True))) == "192.168.70.0/24"
+
+
+def test_a_dead_network_is_in_nobodys_way(host):
+    subnet = Subnet.from_options("192.168.64.1", "192.168.64.254", "255.255.255.0")
+    config = NetworkConfig("other", subnet=subnet)
+    record(config)
+    assert network(addressing.choose("x", given("192.168.64.1", "192.168.64.9"))) == "192.168.64.0/24"
+    assert network(addressing.choose("x", Spec())) == "192.168.64.0/24"
+    record(config, "agent.sock")  # its guests go on, and the next command takes it over
+    assert network(addressing.choose("x", Spec())) == "192.168.65.0/24"
 
 
 def test_its_own_record_is_not_in_its_way(host):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from openvmnet import netdev, state
+from openvmnet import control, netdev, state
 from openvmnet.config import DEFAULT_MTU, NetworkConfig, running_config
 from openvmnet.errors import Conflict, HostError, MissingFeature
 from openvmnet.netdev import Subnet
@@ -158,7 +158,7 @@ def _taken(routes: list[IPv4Network | IPv6Network], running: Mapping[str, Networ
 def _running() -> Iterator[tuple[str, NetworkConfig]]:
     for name in state.names():
         config = running_config(name)
-        if config is not None:
+        if config is not None and control.lives(name):
             yield name, config
 
 

@@ -359,8 +359,7 @@ def _default_name(spec: Spec) -> str:
     for name in state.names():
         config = running_config(name)
         same = config is not None and (config.mode, config.subnet, config.net_uuid) == (spec.mode, wanted, None)
-        if same and (client := _dial(name)) is not None:
-            client.close()
+        if same and lives(name):
             return name
     return f"{spec.mode}-{spec.start_address}"
 
@@ -377,6 +376,14 @@ def _dial(name: str) -> Client | None:
         sock.close()
         raise HostError(f"network '{name}' cannot be reached: {error}") from error
     return Client(name, sock)
+
+
+def lives(name: str) -> bool:
+    """Whether network `name` is there, and not just what a dead one left: its process, or its agent with guests."""
+    client = _dial(name)
+    if client is not None:
+        client.close()
+    return client is not None or _agent_lives(name)
 
 
 def _agent_lives(name: str) -> bool:
