@@ -105,6 +105,17 @@ def test_given_ones_that_are_taken(host, what):
     assert network(addressing.choose("x", msgspec.structs.replace(spec, force=True))) == "192.168.70.0/24"
 
 
+def test_a_private_network_is_one(host):
+    uuid = "a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d"
+    config = NetworkConfig("other", mode="host", net_uuid=uuid)
+    record(config, "control.sock")
+    spec = Spec(mode="host", net_uuid=uuid)
+    with pytest.raises(Conflict, match=f"net-uuid={uuid} is running network 'other'"):
+        addressing.choose("x", spec)
+    assert addressing.choose("other", spec).config == config
+    assert addressing.choose("x", msgspec.structs.replace(spec, net_uuid=uuid.replace("a", "b"))).config.name == "x"
+
+
 def test_a_dead_network_is_in_nobodys_way(host):
     subnet = Subnet.from_options("192.168.64.1", "192.168.64.254", "255.255.255.0")
     config = NetworkConfig("other", subnet=subnet)

@@ -265,3 +265,16 @@ def test_the_same_addresses_mean_the_same_network(served, directory):
     one = control.open_network(Spec(**GIVEN), progress=lambda _: None)
     assert one.name == "x"
     one.close()
+
+
+def test_the_same_uuid_means_the_same_network_and_is_a_name_for_it(served, directory):
+    runs(directory, mode="host", net_uuid=UUID, subnet=None, prefix=None)
+    one = control.open_network(Spec(mode="host", net_uuid=UUID), progress=lambda _: None)
+    assert one.name == "x"
+    one.close()
+    for name in (UUID, UUID.upper()):
+        again = control.connect(name)
+        assert again.name == "x"
+        again.close()
+    with pytest.raises(NotFound, match="no network 'b0e6b6f29f0e4f5c8d8e2f2a6d4b1c3d' is running"):
+        control.connect(UUID.replace("a0", "b0", 1))

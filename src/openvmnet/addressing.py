@@ -62,6 +62,8 @@ def choose(name: str, spec: Spec) -> Choice:
         host_loopback=spec.host_loopback,
         linger=spec.linger,
     )
+    if spec.net_uuid is not None:
+        _refuse_second(name, spec.net_uuid)
     if spec.net_uuid is not None and given is None:  # the guests' own: no address of the host is on it
         return Choice(config)
     routes = _routes()
@@ -78,6 +80,16 @@ def remember(config: NetworkConfig) -> None:
     kept = Remembered(config.subnet, config.prefix)
     if config.subnet is not None and _read(path, Remembered) != kept:
         state.write(state.remembered(config.name) / "network.json", kept, durable=True)
+
+
+def _refuse_second(name: str, uuid: str) -> None:
+    """A private network is one, whatever it is called: two with its UUID would part VMs that mean to meet."""
+    for other, config in _running():
+        if other != name and config.net_uuid == uuid:
+            raise Conflict(
+                f"net-uuid={uuid} is running network '{other}', which every VM with this UUID joins, not '{name}'",
+                hint=f"leave --name out, or give --name {other} or another UUID",
+            )
 
 
 def _subnet(

@@ -26,7 +26,7 @@ import msgspec
 
 from openvmnet import errors, state
 from openvmnet.config import Mode, running_config
-from openvmnet.errors import Conflict, HostError, NotFound, VmnetError
+from openvmnet.errors import Conflict, HostError, NotFound, OptionError, VmnetError
 from openvmnet.netdev import Host, Shared, Subnet, unique_local
 
 if TYPE_CHECKING:
@@ -269,7 +269,12 @@ class Client:
 
 
 def connect(name: str) -> Client:
-    """Reach the running network `name`, taking it over first if its process died while guests were plugged."""
+    """Reach the running network `name`, taking it over first if its process died while guests were plugged.
+
+    A private network has its UUID for a name, too.
+    """
+    with contextlib.suppress(OptionError):
+        name = _private(Host(net_uuid=name).uuid or name)
     if not (state.runtime_root() / state.check_name(name)).is_dir():
         raise NotFound(f"no network '{name}' is running", hint="vmnet ls")
     with _locked():
@@ -352,7 +357,7 @@ def _refuse_other(spec: Spec, config: NetworkConfig) -> None:
 def _default_name(spec: Spec) -> str:
     """Two commands with the same addresses or UUID, or none, mean one network: the name follows from them."""
     if spec.net_uuid is not None:
-        return spec.net_uuid.replace("-", "")  # 32 characters, as many as a name may have
+        return _private(spec.net_uuid)
     wanted = Subnet.from_options(spec.start_address, spec.end_address, spec.subnet_mask)
     if wanted is None:
         return spec.mode
@@ -362,6 +367,15 @@ def _default_name(spec: Spec) -> str:
         if same and lives(name):
             return name
     return f"{spec.mode}-{spec.start_address}"
+
+
+def _private(uuid: str) -> str:
+    """The name of the network with this UUID: the one that it runs by, else the one that follows from the UUID."""
+    for name in state.names():
+        config = running_config(name)
+        if config is not None and config.net_uuid == uuid and lives(name):
+            return name
+    return uuid.replace("-", "")  # 32 characters, as many as a name may have
 
 
 def _dial(name: str) -> Client | None:
