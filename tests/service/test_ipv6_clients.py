@@ -90,6 +90,22 @@ def test_linux_configures_itself(guest: Namespace, prefix: IPv6Network) -> None:
     assert guest.run(["ping", "-6", "-c", "1", "-W", "2", str(prefix[1])]).returncode == 0
 
 
+def test_an_address_is_known_before_its_guest_speaks(
+    network: PluggedNetwork, guest: Namespace, prefix: IPv6Network
+) -> None:
+    address = str(prefix[0x5EED])
+    guest.batch(f"addr add {address}/64 dev eth0")
+
+    def known() -> bool:
+        lines = subprocess.run(
+            [*network.inside, "ip", "-6", "neigh", "show", "dev", "vmnet0"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        return any(line.startswith(f"{address} ") and "lladdr" in line for line in lines)
+
+    eventually(known)
+    guest.batch(f"addr del {address}/64 dev eth0")
+
+
 def test_a_solicitation_is_answered_at_once_with_all_that_a_guest_needs(guest: Namespace, prefix: IPv6Network) -> None:
     ifindex = json.loads(guest.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["ifindex"]
     with guest.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:

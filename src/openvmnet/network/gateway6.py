@@ -10,6 +10,7 @@ from openvmnet.service.dhcp6_socket import Dhcp6Service
 from openvmnet.service.dns_zone import Names
 from openvmnet.service.leases6 import LeaseBook6
 from openvmnet.service.names6 import Names6
+from openvmnet.service.newcomers import Newcomers
 from openvmnet.service.router import RouterService, advertisement
 
 if TYPE_CHECKING:
@@ -47,13 +48,15 @@ class Gateway6:
             prefix, leases, self.leases, lambda: ((one.address, one.mac) for one in engine.neighbours6())
         )
         self.names = Names(prefix, gateway, self._names.forward, self._names.reverse)
-        raw, udp, ifindex = engine.services6()
+        raw, udp, heard, ifindex = engine.services6()
         told = advertisement(prefix, gateway, mac, config.mtu, domain=domain, routed=config.outside)
         self._router = RouterService(lane, raw, ifindex, told)
+        self._newcomers = Newcomers(lane, heard, raw, prefix)
         self._service = Dhcp6Service(lane, udp, ifindex, self._server)
         try:
             self._service.start()
             self._router.start()
+            self._newcomers.start()
         except BaseException:
             self.close()
             raise
@@ -73,6 +76,7 @@ class Gateway6:
         self._macs.pop(port.mark, None)
         self._server.port_gone(port.mark)
         self._router.port_gone(port.mark)
+        self._newcomers.port_gone(port.mark)
         return addresses
 
     def addresses(self, port: Port) -> list[str]:
@@ -86,5 +90,6 @@ class Gateway6:
 
     def close(self) -> None:
         """Say farewell, and stop answering."""
+        self._newcomers.close()
         self._router.close()
         self._service.close()

@@ -3,7 +3,7 @@
 How it works. A VM has one name, whatever addresses it has: the one of its IPv4 lease, else the one that it gave with
 DHCPv6. Its IPv6 addresses are those leased by DHCPv6, and those that it made itself from the prefix, of which nobody
 tells: they are learnt from the namespace's neighbour table, where an address is next to the MAC that answered for it.
-The table is read when somebody asks, at most once a second.
+The table is read when somebody asks, at most once a second; `newcomers` sees to it that fresh addresses come into it.
 
 A neighbour's word is a guest's word. So an address that was learnt stays with its first MAC as long as the table has
 it, a leased one is its lease's alone, and a MAC has at most PER_MAC of them.

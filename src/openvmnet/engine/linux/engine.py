@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from openvmnet.netdev import Subnet
 
 _SO_RCVMARK = 75  # Linux 5.19; without it DHCP cannot tell ports apart
-_ETH_P_ARP = 0x0806
+_ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
 _BACKLOG = 4096
 _STOCK = 32  # transparent sockets fetched at a time: one round trip to the agent for as many flows
 _DATAGRAM_BUFFER = 1 << 20  # octets; the kernel clamps it to net.core.rmem_max
@@ -267,8 +267,9 @@ class LinuxEngine:
         (tcp,) = self.namespace.sockets(family, socket.SOCK_STREAM, options=_DATAGRAMS[:1], bind=where, listen=128)
         return udp, tcp
 
-    def services6(self) -> tuple[socket.socket, socket.socket, int]:
-        """The bridge's sockets for router solicitations (raw ICMPv6) and DHCPv6, and the bridge's ifindex."""
+    def services6(self) -> tuple[socket.socket, socket.socket, socket.socket, int]:
+        """The bridge's sockets for router solicitations (raw ICMPv6), DHCPv6 and whatever IPv6 comes (AF_PACKET), and
+        the bridge's ifindex."""
         (ifindex,) = (link.ifindex for link in netlink.links(self._netlink) if link.name == BRIDGE)
         device: list[_Option] = [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE)]
         udp: list[_Option] = [
@@ -277,7 +278,8 @@ class LinuxEngine:
         ]
         router = self._marked(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6, device, ("::", 0))
         dhcp = self._marked(socket.AF_INET6, socket.SOCK_DGRAM, 0, device + udp, ("::", 547))
-        return router, dhcp, ifindex
+        heard = self._marked(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IPV6), [], (BRIDGE, _ETH_P_IPV6))
+        return router, dhcp, heard, ifindex
 
     def _marked(
         self,
