@@ -11,8 +11,8 @@ import pytest
 
 from openvmnet import addressing, netdev, state
 from openvmnet.config import NetworkConfig
-from openvmnet.control import Spec
 from openvmnet.errors import Conflict, HostError, OptionError
+from openvmnet.messages import Spec
 from openvmnet.netdev import Subnet
 
 LISTENERS: list[socket.socket] = []

@@ -12,12 +12,13 @@ from ipaddress import IPv6Network
 import msgspec
 import pytest
 
-from openvmnet import control, errors, state
+from openvmnet import control, errors, messages, state
 from openvmnet.config import NetworkConfig
-from openvmnet.control import Client, Fault, NetworkView, PlugReply, PlugRequest, Spec
+from openvmnet.control import Client
 from openvmnet.controlserver import _CLIENTS, ControlServer
 from openvmnet.errors import Conflict, HostError, NotFound
 from openvmnet.kernel.loop import run
+from openvmnet.messages import NetworkView, PlugReply, PlugRequest, Spec
 from openvmnet.netdev import Subnet
 
 REQUEST = PlugRequest(vm="v", netdev="n0", mac=None, identity="v", index=0, isolated=False, pid=1)
@@ -133,15 +134,15 @@ def test_a_failure_of_the_networks_is_an_answer_too(served):
 def test_nonsense_is_a_fault(served, line):
     with served.dial() as sock:
         sock.sendall(line)
-        answer = msgspec.json.decode(sock.recv(1 << 16), type=control.Answer)
+        answer = msgspec.json.decode(sock.recv(1 << 16), type=messages.Answer)
         assert answer.fault.kind == "CallerError"
 
 
 def test_a_request_in_pieces_and_one_too_long(served):
     with served.dial() as sock:
-        for octet in msgspec.json.encode(control.ShowRequest()) + b"\n":
+        for octet in msgspec.json.encode(messages.ShowRequest()) + b"\n":
             sock.sendall(bytes([octet]))
-        assert msgspec.json.decode(sock.recv(1 << 16), type=control.Answer).network == VIEW
+        assert msgspec.json.decode(sock.recv(1 << 16), type=messages.Answer).network == VIEW
     with served.dial() as sock:
         with_error = False
         try:
@@ -174,8 +175,8 @@ def test_clients_beyond_the_bound_wait_without_turning_the_loop(served):
     assert time.process_time() - before < 0.05
     socks[0].close()
     last = socks[_CLIENTS]
-    last.sendall(msgspec.json.encode(control.ShowRequest()) + b"\n")
-    assert msgspec.json.decode(last.recv(1 << 16), type=control.Answer).network == VIEW
+    last.sendall(msgspec.json.encode(messages.ShowRequest()) + b"\n")
+    assert msgspec.json.decode(last.recv(1 << 16), type=messages.Answer).network == VIEW
     for sock in socks:
         sock.close()
 
@@ -187,15 +188,6 @@ def test_a_network_that_hangs_up(directory):
     with pytest.raises(HostError, match=r"'x' (hung up|does not answer)"):
         one.show()
     one.close()
-
-
-def test_every_error_survives_the_wire():
-    for kind in (errors.CallerError, errors.NotFound, errors.Conflict, errors.HostError, errors.MissingFeature,
-                 errors.Exhausted, errors.PeerError, errors.Malformed):  # fmt: skip
-        back = Fault.of(kind("words", hint="cure")).error()
-        assert (type(back), back.message, back.hint) == (kind, "words", "cure")
-    back = Fault.of(errors.OptionError("words", option="o", value="v")).error()
-    assert (type(back), back.exit_code, back.message) == (errors.OptionError, 2, "words")
 
 
 @pytest.mark.parametrize("left", [[], ["control.sock"], ["agent.sock", "control.sock", "network.json"]])
@@ -217,7 +209,18 @@ def test_what_a_dead_network_left_is_swept_away_and_said(directory, left):
 
 def test_listing_passes_over_what_is_dead(directory, served):
     state.runtime("dead")
-    assert [view.name for view in control.list_networks()] == ["x"]
+    views, silent = control.list_networks()
+    assert ([view.name for view in views], silent) == (["x"], [])
+
+
+def test_listing_tells_of_a_network_that_does_not_answer_and_goes_on(directory, served, monkeypatch):
+    monkeypatch.setattr(control, "_CALL_TIMEOUT", 0.3)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(state.runtime("deaf") / "control.sock"))
+        deaf.listen()
+        views, silent = control.list_networks()
+    assert [view.name for view in views] == ["x"]
+    assert [error.message for error in silent] == ["network 'deaf' does not answer: timed out"]
 
 
 UUID = "a0e6b6f2-9f0e-4f5c-8d8e-2f2a6d4b1c3d"

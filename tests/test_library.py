@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import openvmnet
-from openvmnet import control, errors
+from openvmnet import control, errors, messages
 from openvmnet.attach import tap
 from openvmnet.config import NetworkConfig
 from openvmnet.engine.linux import tap as engine_tap
@@ -42,8 +42,8 @@ class Pretended:
     """A network whose TAPs are socket pairs; `fail` makes one step of a start fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.specs: list[control.Spec] = []
-        self.requests: list[control.PlugRequest] = []
+        self.specs: list[messages.Spec] = []
+        self.requests: list[messages.PlugRequest] = []
         self.open = 0
         self._fail: dict[str, Exception] = {}
         self._far: list[socket.socket] = []
@@ -58,19 +58,21 @@ class Pretended:
         if step in self._fail:
             raise self._fail[step]
 
-    def _open(self, spec: control.Spec, *, progress: Callable[[str], None]) -> Pretended:
+    def _open(self, spec: messages.Spec, *, progress: Callable[[str], None]) -> Pretended:
         self.specs.append(spec)
         progress("starting takes longer")
         self._step("network")
         self.open += 1
         return self
 
-    def plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
+    def plug(self, request: messages.PlugRequest) -> tuple[messages.PlugReply, int]:
         self.requests.append(request)
         self._step("port")
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._far.append(far)
-        return control.PlugReply("vm1", "52:54:00:aa:bb:cc" if request.allocate_mac else "", "pretended"), near.detach()
+        return messages.PlugReply(
+            "vm1", "52:54:00:aa:bb:cc" if request.allocate_mac else "", "pretended"
+        ), near.detach()
 
     def close(self) -> None:
         self.open -= 1
@@ -196,7 +198,7 @@ async def test_a_cancelled_start_gives_the_port_back(pretended: Pretended, monke
     begun, go = threading.Event(), threading.Event()
     plug = pretended.plug
 
-    def slow(request: control.PlugRequest) -> tuple[control.PlugReply, int]:
+    def slow(request: messages.PlugRequest) -> tuple[messages.PlugReply, int]:
         begun.set()
         go.wait(5)
         return plug(request)

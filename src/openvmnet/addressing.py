@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from openvmnet.control import Spec
+    from openvmnet.messages import Spec
 
 _UNIQUE_LOCAL = 0xFD << 120
 _Kept = TypeVar("_Kept")

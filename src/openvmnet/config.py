@@ -1,7 +1,7 @@
 """What a network is to be, resolved: every choice made, nothing left open.
 
-`control.Spec` is what a command asks for; `addressing` makes this of it; the network process is given it, and writes it
-into its record so that the next process takes over the same network.
+`messages.Spec` is what a command asks for; `addressing` makes this of it; the network process is given it, and writes
+it into its record so that the next process takes over the same network.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from openvmnet.control import Answer, Fault, PlugRequest, Request
 from openvmnet.errors import CallerError, VmnetError
+from openvmnet.messages import Answer, Fault, PlugRequest, Request
 
 if TYPE_CHECKING:
     from pathlib import Path

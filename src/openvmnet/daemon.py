@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openvmnet.addressing import Choice
-    from openvmnet.control import Spec
     from openvmnet.controlserver import ControlServer
     from openvmnet.kernel.loop import Lane
+    from openvmnet.messages import Spec
     from openvmnet.network import Network, Record
 
 _SETTLE = 0.02  # s
@@ -35,11 +35,11 @@ def main(argv: list[str]) -> int:
     os.set_inheritable(ready, False)
     import msgspec
 
-    from openvmnet import control, state
+    from openvmnet import messages, state
     from openvmnet.engine.linux.agent import drop_descriptors
     from openvmnet.errors import VmnetError
 
-    spec = msgspec.json.decode(argv[2], type=control.Spec)
+    spec = msgspec.json.decode(argv[2], type=messages.Spec)
     drop_descriptors({ready})
     directory = state.runtime(name)
     before: Record | None = None
@@ -48,11 +48,11 @@ def main(argv: list[str]) -> int:
         return _run(choice, agent, before, ready)
     except VmnetError as error:
         _sweep(directory, keep=before is not None)
-        _say(ready, control.Started(fault=control.Fault.of(error)))
+        _say(ready, messages.Started(fault=messages.Fault.of(error)))
         return error.exit_code
     except Exception as error:
         _sweep(directory, keep=before is not None)
-        _say(ready, control.Started(fault=control.Fault("HostError", f"network '{name}' failed to start: {error!r}")))
+        _say(ready, messages.Started(fault=messages.Fault("HostError", f"network '{name}' failed to start: {error!r}")))
         raise
 
 
@@ -96,7 +96,7 @@ def _run(choice: Choice, agent: int, before: Record | None, ready: int) -> int:
 async def _live(lane: Lane, choice: Choice, agent: int, before: Record | None, ready: int) -> int:
     import asyncio
 
-    from openvmnet import addressing, control, state
+    from openvmnet import addressing, messages, state
     from openvmnet.controlserver import ControlServer
     from openvmnet.network import Network
 
@@ -113,7 +113,7 @@ async def _live(lane: Lane, choice: Choice, agent: int, before: Record | None, r
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, network.end, True)
-        _say(ready, control.Started(note="; ".join(network.news) or None))
+        _say(ready, messages.Started(note="; ".join(network.news) or None))
         lock = await _until_over(network, server)
     finally:
         server.close()

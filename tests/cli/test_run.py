@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from openvmnet.control import NetworkView
+from openvmnet.messages import NetworkView
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ sys.exit(7)
 DRIVER = """
 import socket, sys
 import msgspec
-from openvmnet import control
+from openvmnet import control, messages
 from openvmnet.cli.main import main
 
 class Client:
@@ -48,7 +48,8 @@ class Client:
         print(msgspec.json.encode({"spec": self.spec, "plug": request}).decode(), file=sys.stderr)
         ours, theirs = socket.socketpair()
         self.ends.append(ours)
-        return control.PlugReply("vm1", request.mac or "52:54:00:00:00:%02x" % request.index, "shared"), theirs.detach()
+        mac = request.mac or "52:54:00:00:00:%02x" % request.index
+        return messages.PlugReply("vm1", mac, "shared"), theirs.detach()
     def close(self):
         print("closed", file=sys.stderr)
 

@@ -10,7 +10,8 @@ import pytest
 
 from openvmnet import control
 from openvmnet.cli.main import main
-from openvmnet.control import NetworkView, PortView
+from openvmnet.errors import HostError
+from openvmnet.messages import NetworkView, PortView
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +103,7 @@ def test_show_json_is_the_whole_view(capsys: pytest.CaptureFixture[str], view: N
 
 
 def test_ls(capsys: pytest.CaptureFixture[str], view: NetworkView, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "list_networks", lambda: [view])
+    monkeypatch.setattr(control, "list_networks", lambda: ([view], []))
     assert main(["ls"]) == 0
     said = capsys.readouterr()
     assert (
@@ -115,6 +116,22 @@ shared   shared  192.168.64.0/24  192.168.64.1    1  1 min 5 s   55
     assert said.err == "note: shared: taken over\n"
     assert main(["ls", "--json"]) == 0
     assert msgspec.json.decode(capsys.readouterr().out, type=list[NetworkView]) == [view]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ls_lists_what_answers_before_it_fails_for_what_does_not(
+    capsys: pytest.CaptureFixture[str], view: NetworkView, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    silent = [HostError("network 'one' does not answer"), HostError("network 'two' does not answer")]
+    monkeypatch.setattr(control, "list_networks", lambda: ([view], silent))
+    assert main(["ls", *options]) == HostError.exit_code
+    said = capsys.readouterr()
+    assert "shared" in said.out
+    assert "note: network 'two' does not answer\n" in said.err
+    assert "network 'one' does not answer" in said.err
+    monkeypatch.setattr(control, "list_networks", lambda: ([], silent))
+    assert main(["ls"]) == HostError.exit_code
+    assert "no network is running" not in capsys.readouterr().err
 
 
 def test_ls_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from openvmnet.errors import HostError
 from openvmnet.netdev import stable_mac
 
 if TYPE_CHECKING:
-    from openvmnet.control import PlugRequest
     from openvmnet.engine.linux.interfaces import How
+    from openvmnet.messages import PlugRequest
 
 
 class Plugged(NamedTuple):

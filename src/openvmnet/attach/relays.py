@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from openvmnet.control import NetworkView, PortView, PublishedView
 from openvmnet.engine.darwin import leases, records
 from openvmnet.errors import NotFound
+from openvmnet.messages import NetworkView, PortView, PublishedView
 from openvmnet.netdev import hostfwd
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from openvmnet import control
+from openvmnet import control, messages
 from openvmnet.config import running_config
 from openvmnet.contract.interface import HEADER, Parameters
 from openvmnet.engine.linux.tap import HeadedTapLink, TapLink
@@ -41,8 +41,8 @@ def open_link(request: LinkRequest) -> TapLink:
 
 
 def _network(request: LinkRequest, options: Shared | Host) -> TapLink:
-    base = control.Spec(name=request.name, force=request.force, linger=request.linger)
-    client = control.open_network(control.Spec.of(options, base), progress=log.info)
+    base = messages.Spec(name=request.name, force=request.force, linger=request.linger)
+    client = control.open_network(messages.Spec.of(options, base), progress=log.info)
     try:
         reply, fd = client.plug(_plug_request(request))
     finally:
@@ -88,8 +88,8 @@ def _bridged(request: LinkRequest, options: Bridged) -> TapLink:
         raise
 
 
-def _plug_request(request: LinkRequest) -> control.PlugRequest:
-    return control.PlugRequest(
+def _plug_request(request: LinkRequest) -> messages.PlugRequest:
+    return messages.PlugRequest(
         vm=_program(),
         netdev=request.options.id or "interface",
         mac=None,

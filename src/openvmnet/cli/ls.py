@@ -13,8 +13,9 @@ from openvmnet.cli.render import Column
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from openvmnet.control import NetworkView
     from openvmnet.engine.linux.bridged_record import BridgedPort
+    from openvmnet.errors import VmnetError
+    from openvmnet.messages import NetworkView
 
 _COLUMNS = (
     Column("NETWORK"),
@@ -41,20 +42,29 @@ _BRIDGED = (
 def command(as_json: bool) -> None:
     """List the running networks, and the VMs that are bridged past them.
 
-    A network whose process died is taken over, or its remains are removed; a note says so.
+    A network whose process died is taken over, or its remains are removed; a note says so. One that does not answer
+    within ten seconds is an error, after all others are listed.
     Of bridged VMs, --json tells in vmnet interfaces.
     """
+    silent: list[VmnetError] = []
     if engine.DARWIN:
         from openvmnet.attach import relays
 
         views = relays.networks()
     else:
-        views = control.list_networks()
+        views, silent = control.list_networks()
     if as_json:
         render.json(views)
-        return
-    bridged = _bridged_ports()
-    if not views and not bridged:
+    else:
+        _print(views, _bridged_ports(), complete=not silent)
+    for error in silent[1:]:
+        click.echo(f"note: {error.message}", err=True)
+    if silent:
+        raise silent[0]
+
+
+def _print(views: Sequence[NetworkView], bridged: Sequence[BridgedPort], *, complete: bool) -> None:
+    if complete and not views and not bridged:
         click.echo("no network is running", err=True)
     if views:
         _networks(views)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from openvmnet import control, engine
+from openvmnet import control, engine, messages
 from openvmnet.attach.command import plan, rewrite
 from openvmnet.errors import HostError, NotFound
 from openvmnet.netdev import Bridged
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from openvmnet.attach.bridged import Plugged
     from openvmnet.attach.command import Plan, PlannedNetdev
-    from openvmnet.control import Client, PlugRequest, Spec
+    from openvmnet.control import Client
+    from openvmnet.messages import PlugRequest, Spec
 
 # Exit codes of a command that starts another, as env(1) and the shells have them.
 _CANNOT_RUN, _NOT_FOUND = 126, 127
@@ -81,7 +82,7 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
         darwin.become_user()
         words = rewrite(planned, [port.vm_fd for port in ports], macs, datagrams=True)
         _become(program, words, [fd for port in ports for fd in (port.vm_fd, port.life_fd)])
-    spec = control.Spec(name=name, force=force, linger=linger, host_loopback=host_loopback)
+    spec = messages.Spec(name=name, force=force, linger=linger, host_loopback=host_loopback)
     macs, fds, kept = _plug(planned, spec)
     _become(program, rewrite(planned, fds, macs), [*fds, *kept])
 
@@ -110,7 +111,7 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
         for netdev in planned.netdevs:
             if isinstance(netdev.options, Bridged):
                 continue
-            spec = control.Spec.of(netdev.options, base)
+            spec = messages.Spec.of(netdev.options, base)
             if spec not in clients:
                 clients[spec] = control.open_network(spec, progress=_progress)
             reply, fd = clients[spec].plug(_request(planned, netdev))
@@ -146,8 +147,8 @@ def _forgo() -> None:
     forgo_capability()
 
 
-def _request(planned: Plan, netdev: PlannedNetdev) -> control.PlugRequest:
-    return control.PlugRequest(
+def _request(planned: Plan, netdev: PlannedNetdev) -> messages.PlugRequest:
+    return messages.PlugRequest(
         vm=planned.vm_name,
         netdev=netdev.name,
         mac=netdev.mac,

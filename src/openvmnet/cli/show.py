@@ -12,7 +12,7 @@ from openvmnet.cli import render
 from openvmnet.cli.render import Column
 
 if TYPE_CHECKING:
-    from openvmnet.control import NetworkView, PortView, PublishedView
+    from openvmnet.messages import NetworkView, PortView, PublishedView
 
 _COLUMNS = (
     Column("PORT"),

@@ -18,7 +18,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from openvmnet import control, state
+from openvmnet import messages, state
 from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
 from openvmnet.errors import Conflict, Exhausted, HostError
@@ -97,7 +97,7 @@ class Network:
         self._spawn(self._guard())
         self._consider_end(_GRACE)
 
-    async def plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
+    async def plug(self, request: messages.PlugRequest) -> tuple[messages.PlugReply, int]:
         """A port for one NIC; its answer and the TAP's descriptor, which the caller has to close after sending."""
         try:
             plugged = await self._plug(request)
@@ -109,7 +109,7 @@ class Network:
         self._lived_in = True
         return plugged
 
-    async def _plug(self, request: control.PlugRequest) -> tuple[control.PlugReply, int]:
+    async def _plug(self, request: messages.PlugRequest) -> tuple[messages.PlugReply, int]:
         if len(self.ports) >= PORTS:
             raise Exhausted(f"network '{self.name}' has {PORTS} ports; it takes no more")
         mac = self._mac_for(request) if request.allocate_mac else ""
@@ -137,9 +137,9 @@ class Network:
         self._stay()
         self._save()
         log.info("port %s: VM %s, netdev %s, MAC %s", port.link, port.vm, port.netdev, mac)
-        return control.PlugReply(port.link, mac, self.name), fd
+        return messages.PlugReply(port.link, mac, self.name), fd
 
-    async def view(self) -> control.NetworkView:
+    async def view(self) -> messages.NetworkView:
         """The network as it is now."""
         return await view(self)
 
@@ -210,7 +210,7 @@ class Network:
         )
         log.warning("%s", self.news[-1])
 
-    def _mac_for(self, request: control.PlugRequest) -> str:
+    def _mac_for(self, request: messages.PlugRequest) -> str:
         used = {port.mac for port in self.ports.values()} | {self._mac}
         if request.mac is not None:
             mac = request.mac.lower()
@@ -225,7 +225,7 @@ class Network:
             attempt += 1
         return mac
 
-    def _reservation_for(self, request: control.PlugRequest, mac: str) -> ipaddress.IPv4Address | None:
+    def _reservation_for(self, request: messages.PlugRequest, mac: str) -> ipaddress.IPv4Address | None:
         if request.address is None:
             return None
         if self.gateway is None or not mac:

@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from openvmnet import control
+from openvmnet import messages
 from openvmnet.netdev import hostfwd
 from openvmnet.network.gateway import DOMAIN
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from openvmnet.network.port import Port
 
 
-async def view(network: Network) -> control.NetworkView:
+async def view(network: Network) -> messages.NetworkView:
     """What is known of `network` now."""
     config, gateway, outside = network.config, network.gateway, network.outside
     subnet = config.subnet
@@ -28,7 +28,7 @@ async def view(network: Network) -> control.NetworkView:
         counters |= network.published.counters
     with contextlib.suppress(Exception):
         counters |= {f"firewall_{name}": count for name, count in (await network.engine.counters()).items()}
-    return control.NetworkView(
+    return messages.NetworkView(
         name=network.name,
         mode=config.mode,
         subnet=str(subnet.network) if subnet else None,
@@ -51,14 +51,14 @@ async def view(network: Network) -> control.NetworkView:
     )
 
 
-def _published(network: Network, port: Port) -> list[control.PublishedView]:
+def _published(network: Network, port: Port) -> list[messages.PublishedView]:
     if network.published is None:
         return []
     forwards = hostfwd.parse_all(port.hostfwd)
-    return [control.PublishedView.of(forward, network.published.guest(port, forward)) for forward in forwards]
+    return [messages.PublishedView.of(forward, network.published.guest(port, forward)) for forward in forwards]
 
 
-def _ports(network: Network) -> list[control.PortView]:
+def _ports(network: Network) -> list[messages.PortView]:
     links = network.engine.links()
     neighbours = {one.mac: one.address for one in network.engine.neighbours()}
     six = network.gateway.six if network.gateway is not None else None
@@ -67,7 +67,7 @@ def _ports(network: Network) -> list[control.PortView]:
         lease = network.gateway.lease_of(port) if network.gateway is not None else None
         link = links.get(port.link)
         views.append(
-            control.PortView(
+            messages.PortView(
                 port=port.link,
                 vm=port.vm,
                 netdev=port.netdev,
