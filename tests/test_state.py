@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -163,3 +164,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_new_one(directories, monkeypa
         state.write(path, thing("new"), durable=True)
     assert state.decode(path.read_bytes(), Thing).text == "old"
     assert os.listdir(path.parent) == ["network.json"]
+
+
+def test_the_directory_of_who_became_root_by_sudo(monkeypatch):
+    path = Path("/tmp/openvmnet-4294967293")
+    path.mkdir(mode=0o700)
+    try:
+        for root, uid, found in (
+            (0, "4294967293", path),
+            (0, "4294967292", None),
+            (0, "", None),
+            (0, "../x", None),
+            (501, "4294967293", None),
+        ):
+            monkeypatch.setattr(os, "getuid", lambda root=root: root)
+            monkeypatch.setenv("SUDO_UID", uid)
+            assert state.sudoer_root() == found
+    finally:
+        path.rmdir()

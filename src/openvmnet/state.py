@@ -53,6 +53,13 @@ def runtime_root() -> Path:
     return _private(Path(f"/tmp/openvmnet-{uid}"))  # noqa: S108 - _private() refuses another owner's
 
 
+def sudoer_root() -> Path | None:
+    """The directory of the running networks of the user behind sudo(8); None for who is not root by it, or has none."""
+    uid = os.environ.get("SUDO_UID", "")
+    path = Path(f"/tmp/openvmnet-{uid}")  # noqa: S108 - looked at, not made
+    return path if os.getuid() == 0 and uid.isdigit() and path.is_dir() else None
+
+
 def state_root() -> Path:
     """The directory of what is remembered of networks, made 0700 if missing."""
     base = os.environ.get("XDG_STATE_HOME")

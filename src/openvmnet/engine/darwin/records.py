@@ -2,7 +2,8 @@
 
 There is no network process on macOS, since the network is the kernel's and bootpd's. `vmnet ls` and `vmnet show` put
 the relays' records together: those with the same mode and addresses are one network. A file whose process is gone is
-removed by whoever meets it.
+removed by whoever meets it. A relay of `sudo vmnet run` is the user's by then, and so is its record, which `sudo vmnet
+ls` has to find as well.
 """
 
 from __future__ import annotations
@@ -87,9 +88,11 @@ def remove(pid: int) -> None:
 
 
 def read() -> list[Record]:
-    """Every record whose process is there, oldest first."""
+    """Every record whose process is there, oldest first; for root those of who became it by sudo(8), too."""
     found = []
-    for path in directory().glob("*.json"):
+    sudoer = state.sudoer_root()
+    theirs = [] if sudoer is None else sorted((sudoer / "relays").glob("*.json"))
+    for path in [*directory().glob("*.json"), *theirs]:
         try:
             record = msgspec.json.decode(path.read_bytes(), type=Record)
             os.kill(record.pid, 0)
