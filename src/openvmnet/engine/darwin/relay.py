@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
@@ -78,6 +79,25 @@ class Report(msgspec.Struct, frozen=True):
     fault: Fault | None = None
 
 
+@dataclass(frozen=True)
+class _Attached:
+    """What the relay has of vmnet: the interface, who publishes its ports, what keeps its address, what is known."""
+
+    handle: Handle
+    publisher: Publisher
+    hold: Hold | None
+    known: dict[str, str | int]
+
+    def end(self) -> None:
+        """Stop the interface, and let the address go."""
+        try:
+            self.handle.stop()
+        except VmnetError as error:
+            _LOG.warning("%s", error)
+        if self.hold is not None:
+            self.hold.release()
+
+
 def plain(parameters: dict[str, Scalar]) -> dict[str, str | int]:
     """Parameters as JSON has them."""
     return {key: value if isinstance(value, int) else str(value) for key, value in parameters.items()}
@@ -96,35 +116,27 @@ def main(argv: list[str], loaded: Framework | None = None) -> int:
     try:
         loaded = loaded or framework.load()
         options = netdev.parse(spec.options)
-        handle, publisher, kept, known = _start(loaded, options, spec)
+        attached = _start(loaded, options, spec)
     except VmnetError as error:
         fault = Fault(type(error).__name__, error.message, error.hint, error.exit_code, int(error.status))
         _report(spec.report_fd, Report(fault=fault))
         return error.exit_code
-    _report(spec.report_fd, Report(parameters=known))
+    _report(spec.report_fd, Report(parameters=attached.known))
     with socket.socket(fileno=spec.vm_fd) as sock:
-        relay = Relay(loaded, handle, sock, gone=lambda: os.write(waker, b"\0"))
+        relay = Relay(loaded, attached.handle, sock, gone=lambda: os.write(waker, b"\0"))
         relay.start()
         try:
-            _live(spec, options, known, relay, publisher, wakee)
+            _live(spec, options, attached, relay, wakee)
         finally:
             relay.stop()
             with contextlib.suppress(OSError, VmnetError):
                 records.remove(os.getpid())
-            try:
-                handle.stop()
-            except VmnetError as error:
-                _LOG.warning("%s", error)
-            if kept is not None:
-                kept.release()
+            attached.end()
     return 0
 
 
-def _start(
-    loaded: Framework, options: Shared | Host | Bridged, spec: Spec
-) -> tuple[Handle, Publisher, Hold | None, dict[str, str | int]]:
-    """The interface with its ports published, and rights given up; who publishes the rest; what keeps its address; and
-    what is known of it."""
+def _start(loaded: Framework, options: Shared | Host | Bridged, spec: Spec) -> _Attached:
+    """The interface with its ports published, and rights given up."""
     forwards = publish.forwards(options)
     desc = describe(loaded, options, Extras(interface_id=spec.interface_id))
     bridged.refuse(options, loaded)
@@ -132,24 +144,24 @@ def _start(
         handle = Handle(loaded, desc)
     except StartFailed as error:
         raise diagnosis.explain(error, options) from error
-    kept: Hold | None = None
+    hold: Hold | None = None
     try:
         rules = Rules(loaded, handle)
         network = publish.network_of(handle.text("vmnet_start_address"), handle.text("vmnet_subnet_mask"))
         publisher = Publisher(rules, forwards, spec.mac, network)
         publisher.begin()
-        kept = reservation.hold(options, spec.mac, handle)
+        hold = reservation.hold(options, spec.mac, handle)
         if spec.user is not None:
             entitlement.drop(*spec.user)
     except VmnetError:
-        if kept is not None:
-            kept.release()
+        if hold is not None:
+            hold.release()
         handle.stop()
         raise
     _warn(options, handle)
     answered = {key: value for key, value in handle.parameters.items() if isinstance(value, int | str | UUID)}
     asked = {key: desc[key] for key in ("vmnet_network_identifier", "vmnet_shared_interface_name") if key in desc}
-    return handle, publisher, kept, plain(answered | asked)
+    return _Attached(handle, publisher, hold, plain(answered | asked))
 
 
 def _mode(options: Shared | Host | Bridged) -> Literal["shared", "host", "bridged"]:
@@ -177,9 +189,8 @@ def _report(fd: int, report: Report) -> None:
 def _live(
     spec: Spec,
     options: Shared | Host | Bridged,
-    known: dict[str, str | int],
+    attached: _Attached,
     relay: Relay,
-    publisher: Publisher,
     wakee: int,
 ) -> None:
     """Until the VM is gone, the relay's loops have ended, or SIGTERM came."""
@@ -189,7 +200,7 @@ def _live(
     written: bytes | None = None
     started = time.time()
     while True:
-        publisher.refresh()
+        attached.publisher.refresh()
         counted = msgspec.json.encode(relay.counters)
         if counted != written:
             written = counted
@@ -202,7 +213,7 @@ def _live(
                 mac=spec.mac,
                 isolated=options.isolated,
                 started=started,
-                parameters=known,
+                parameters=attached.known,
                 counters=relay.counters,
                 hostfwd=options.hostfwd,
                 reservation=options.address,
