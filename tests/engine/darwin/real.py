@@ -1,10 +1,11 @@
 """What a Mac has to show, and what it shows here is shown over the stand-in too.
 
-    python -m tests.engine.darwin.real [--standin LIBRARY] [--iso ALPINE.iso] CHECK...
+    python -m tests.engine.darwin.real [--standin LIBRARY] [--guest DIRECTORY] [--outside URL] CHECK...
 
     packets   shared and host mode by the library: parameters, DHCP, ARP, ping of the gateway, the same MAC again
     ipxe      a QEMU guest's own firmware gets an address: no disk, no download
-    guest     an Alpine guest: its address, the gateway, the outside, iperf3 both ways (needs --iso, and iperf3 here)
+    guest     a Linux guest: its address, the gateway, a page of the outside (URL, http), iperf3 both ways; needs iperf3
+              here, and in DIRECTORY a `kernel` and an `initrd` as `python -m lab.image` makes them on Linux
 
 Each check prints what it found. Over the stand-in the bridge, the DHCP server and the outside are Linux's.
 """
@@ -20,10 +21,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import openvmnet
+from lab.guest import Guest, qemu, virtio
+from lab.image import Image
 from openvmnet import engine
 from openvmnet.engine.darwin import framework, launch
 
@@ -162,73 +166,35 @@ def read_until(argv: list[str], pattern: re.Pattern[str]) -> re.Match[str]:
     raise AssertionError(f"not on the console: {pattern.pattern}\n{said[-3000:]}")
 
 
-class Console:
-    """An Alpine guest's serial console."""
-
-    def __init__(self, argv: list[str]) -> None:
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace", bufsize=1
-        )
-        self.said = ""
-        self.count = 0
-
-    def until(self, pattern: str, seconds: float = 300.0) -> re.Match[str]:
-        assert self.process.stdout is not None
-        with limit(self.process, seconds):
-            while octet := self.process.stdout.read(1):
-                self.said += octet
-                if found := re.search(pattern, self.said):
-                    self.said = self.said[found.end() :]
-                    return found
-        raise AssertionError(f"not on the console: {pattern}\n{self.said[-3000:]}")
-
-    def type(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-
-    def run(self, command: str, seconds: float = 300.0) -> str:
-        self.count += 1
-        self.type(f"{command}; echo end-$((1000 + {self.count}))-$?")
-        found = self.until(rf"(?s)(.*)end-{1000 + self.count}-(\d+)", seconds)
-        assert found[2] == "0", f"{command}: {found[1]}"
-        return found[1]
-
-
-def guest(iso: str) -> None:
-    argv = vmnet("run", "--", "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-m", "512", "-nographic")
-    argv += ["-cdrom", iso, "-netdev", "vmnet-shared,id=net0", "-device", "virtio-net-pci,netdev=net0"]
-    console = Console(argv)
+def guest(directory: Path, outside: str) -> None:
+    iperf3 = shutil.which("iperf3")
+    assert iperf3 is not None, "needs iperf3"
+    boot = Image(directory / "kernel", directory / "initrd")
     server = None
-    try:
-        console.until("login:")
-        console.type("root")
-        console.run("ip link set lo up && ip link set eth0 up && udhcpc -i eth0 -n -q")
-        shown = console.run("ip -4 addr show eth0; ip route")
-        gateway = re.search(r"default via ([\d.]+)", shown)
-        address = re.search(r"inet ([\d.]+)", shown)
-        assert gateway is not None and address is not None, shown  # noqa: PT018 - both or neither
-        console.run(f"ping -c 3 -W 2 {gateway[1]}")
-        iperf3 = shutil.which("iperf3")
-        assert iperf3 is not None, "needs iperf3"
-        console.run("setup-apkrepos -1 && apk update && apk add iperf3")
-        server = subprocess.Popen([iperf3, "-s", "-B", gateway[1]], stdout=subprocess.DEVNULL)
-        time.sleep(1)
-        for direction in ("", "-R"):
-            said = console.run(f"iperf3 -c {gateway[1]} -t 5 -f m {direction}")
-            rate = re.findall(r"([\d.]+) Mbits/sec.*receiver", said)
-            print(f"guest {address[1]}, iperf3 {direction or 'up'}: {rate} Mbit/s", flush=True)
-    finally:
-        console.process.kill()
-        console.process.wait()
-        if server is not None:
-            server.kill()
-            server.wait()
+    with Guest(vmnet("run", "--", *qemu(*virtio("vmnet-shared"), boot=boot)), name="guest") as one:
+        one.wait_boot(PATIENCE)
+        try:
+            lease = one.dhcp()
+            one.run(f"ping -c 3 -W 2 {lease.gateway}", check=True)
+            if outside:
+                one.run(f"wget -q -T 20 -O /tmp/page {outside} && test -s /tmp/page", 60, check=True)
+            server = subprocess.Popen([iperf3, "-s", "-B", lease.gateway], stdout=subprocess.DEVNULL)
+            time.sleep(1)
+            for direction in ("up", "-R"):
+                said = one.run(f"iperf3 -c {lease.gateway} -t 5 -f m {direction.strip('up')}", 60, check=True).out
+                rate = re.findall(r"([\d.]+) Mbits/sec.*receiver", said)
+                print(f"guest {lease.address}, iperf3 {direction}: {' '.join(rate)} Mbit/s", flush=True)
+        finally:
+            if server is not None:
+                server.kill()
+                server.wait()
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--standin", default="")
-    parser.add_argument("--iso", default="")
+    parser.add_argument("--guest", type=Path)
+    parser.add_argument("--outside", default="")
     parser.add_argument("checks", nargs="+", choices=["packets", "ipxe", "guest"])
     options = parser.parse_args(argv)
     library = options.standin
@@ -239,7 +205,7 @@ def main(argv: list[str]) -> None:
         launch._MODULE = ("-m", "tests.engine.darwin.on_standin", library, "relay")
     for check in options.checks:
         if check == "guest":
-            guest(options.iso)
+            guest(options.guest, options.outside)
         else:
             {"packets": packets, "ipxe": ipxe}[check]()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 
 from lab import standin
 from lab.guest import Guest, qemu, virtio
+from lab.image import image
 from lab.paths import CHECKOUT
 from lab.world import UID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from lab.netns import Namespace
     from lab.world import World
@@ -193,13 +196,21 @@ def test_a_paused_vm_costs_nothing_and_has_its_network_when_it_goes_on(mac: Mac,
     booted.kill()
 
 
-def test_what_a_mac_has_to_show_is_shown_over_the_stand_in(mac: Mac) -> None:
-    words = [sys.executable, "-m", "tests.engine.darwin.real", "--standin", mac.command[-1], "packets", "ipxe"]
+def test_what_a_mac_has_to_show_is_shown_over_the_stand_in(mac: Mac, tmp_path: Path) -> None:
+    built = image()
+    (tmp_path / "kernel").symlink_to(built.kernel)
+    (tmp_path / "initrd").symlink_to(built.initrd)
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)  # QEMU is the user's
+    words = [sys.executable, "-m", "tests.engine.darwin.real", "--standin", mac.command[-1]]
+    words += ["--guest", str(tmp_path), "packets", "ipxe", "guest"]
     done = mac.namespace.run(words, check=False, env=mac.environment, cwd=CHECKOUT)
     assert done.returncode == 0, done.stderr + done.stdout
     said = done.stdout.splitlines()
-    assert [line.partition(":")[0] for line in said] == ["vmnet-shared", "vmnet-host", "iPXE"]
+    assert [line.partition(":")[0] for line in said[:3]] == ["vmnet-shared", "vmnet-host", "iPXE"]
     assert "gateway 192.168.64.1" in said[2]
+    for line, direction in zip(said[3:], ("up", "-R"), strict=True):
+        assert re.fullmatch(rf"guest 192\.168\.64\.\d+, iperf3 {direction}: [\d.]+ Mbit/s", line)
 
 
 def test_mistakes_are_sentences_and_leave_nothing(mac: Mac, world: World) -> None:
