@@ -126,3 +126,16 @@ class TestKernel:
             inside(host, lambda: macvtap.open_macvtap(NIC, "01:00:00:00:00:01", isolated=False))
         assert not self.heard(host)
         assert sorted(os.listdir("/proc/self/fd")) == before
+
+    def test_the_child_may_be_done_before_its_parent_looks(
+        self, host: Namespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add = macvtap._add
+
+        def slowly(nic: Interface, mac: str, pid: int, *, isolated: bool) -> None:
+            add(nic, mac, pid, isolated=isolated)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # as long as it takes, on a busy machine
+
+        monkeypatch.setattr(macvtap, "_add", slowly)
+        os.close(inside(host, lambda: macvtap.open_macvtap(NIC, "52:54:00:00:00:03", isolated=False)))
+        assert eventually(lambda: not self.heard(host))

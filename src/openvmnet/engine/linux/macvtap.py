@@ -75,7 +75,6 @@ def open_macvtap(interface: Interface, mac: str, *, isolated: bool, offloads: bo
         try:
             _receive(ours, interface)
             _add(interface, mac, pid, isolated=isolated)
-            ours.send(b"made")
             return _receive(ours, interface)
         finally:
             ours.close()
@@ -112,8 +111,10 @@ def _receive(sock: socket.socket, interface: Interface) -> int:
     """The child's next word: the descriptor that came with it, or -1. Raises what the child met."""
     try:
         data, fds, _, _ = socket.recv_fds(sock, _MESSAGE, 1)
-    except OSError as error:
+    except TimeoutError as error:
         raise HostError(f"the macvtap on {interface.name} was not ready within {_TIMEOUT:.0f} s") from error
+    except OSError as error:
+        raise HostError(f"the macvtap on {interface.name} was not handed over: {error.strerror}") from error
     if not data:
         raise HostError(f"the process that makes the macvtap on {interface.name} ended early")
     told = json.loads(data)
@@ -177,7 +178,7 @@ def _device(events: socket.socket, parent: socket.socket) -> int:
             found = device_number(events.recv(_EVENT))
             if found is not None:
                 return found
-        elif parent in ready and not parent.recv(_MESSAGE):
+        elif parent in ready:  # it says nothing: it has hung up
             raise OSError(errno.ECANCELED, "the link was not made")
     raise OSError(errno.ETIMEDOUT, "the kernel did not tell of the device")
 
