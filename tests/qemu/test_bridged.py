@@ -306,13 +306,14 @@ def test_an_ordinary_user_with_the_capability(world: World, lan: Lan) -> None:
 
 
 def test_root_hands_its_rights_off_and_needs_no_place_for_the_record(world: World, lan: Lan) -> None:
-    """As with sudo -E, whose runtime directory is the user's."""
+    """The directory of the records, in a runtime directory of root's own, is another user's."""
     macvtap_or_skip(lan)
     before = lan.links()
-    argv = ["env", f"XDG_RUNTIME_DIR={world.runtime}", "vmnet", "run", "--"]
+    runtime = world.directory / "roots-own"
+    (runtime / "openvmnet").mkdir(mode=0o700, parents=True)
+    os.chown(runtime / "openvmnet", 60001, 60001)
+    argv = ["env", f"XDG_RUNTIME_DIR={runtime}", "vmnet", "run", "--"]
     argv += [*qemu(*virtio("vmnet-bridged,ifname=nic0")), "-name", "sudo", "-runas", "60001:60001"]
-    (world.runtime / "openvmnet").mkdir(mode=0o700, exist_ok=True)
-    os.chown(world.runtime / "openvmnet", 60001, 60001)
     with lan.root_guest(argv, name="sudo") as guest:
         guest.wait_boot()
         assert guest.dhcp().server == GATEWAY
