@@ -79,6 +79,18 @@ def test_two_vms_both_keep_theirs(path: Path) -> None:
     assert lines(path) == []
 
 
+def test_who_is_next_may_be_at_work_once_the_file_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, replace = path.with_name("held") / "525400123457", os.replace
+
+    def replaced(source: str, target: Path) -> None:
+        replace(source, target)
+        opened.touch()  # the next one has opened the file that holds its MAC, and not locked it yet
+
+    monkeypatch.setattr(os, "replace", replaced)
+    hold(path).forked()
+    assert opened.exists()
+
+
 def test_many_at_once_lose_none(path: Path) -> None:
     held: list[bootptab.Hold] = []
     macs = [f"52:54:00:00:01:{number:02x}" for number in range(16)]

@@ -123,15 +123,16 @@ class Hold:
         """Alone with the file: have these lines in it, and none of ours that nobody holds."""
         text = self.path.read_text("utf-8", "surrogateescape")  # others' lines stay, whatever is in them
         merged = merge(text, reservations, lambda mac: _is_held(self.holders / mac.replace(":", "")))
+        for file_ in self.holders.iterdir():
+            if not _is_held(file_):
+                file_.unlink()
+        # Last: who opens the new file is alone with that one, and may have made, not yet locked, what holds its MAC.
         if merged != text:
             descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".bootptab-")
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(merged)
             os.chmod(temporary, 0o644)
             os.replace(temporary, self.path)
-        for file_ in self.holders.iterdir():
-            if not _is_held(file_):
-                file_.unlink()
 
 
 @contextlib.contextmanager
