@@ -95,6 +95,8 @@ class PluggedNetwork:
         port = f"vm{900 + number}"
         mtu = self._config.get("mtu", 1500)
         guest.batch(f"link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {self._tag}")
+        if self.prefix is not None:  # before the link is up: on a busy machine an advertisement is quicker than we
+            guest.sysctl("net.ipv6.conf.eth0.accept_ra", 0)
         self.inside_batch(f"link set {port} master vmnet0 txqueuelen 20000 up")
         if self._config["subnet"] is None:  # the guests' own business
             self.nft(f'add element bridge vmnet marks {{ "{port}" : {_MARK + number} }}')
@@ -111,7 +113,6 @@ class PluggedNetwork:
         self.nft(f"add element ip vmnet ids {{ {_MARK + number} : {900 + number} }}")
         if self.prefix is not None:
             self.nft(f"add element ip6 vmnet ids {{ {_MARK + number} : {900 + number} }}")
-            guest.sysctl("net.ipv6.conf.eth0.accept_ra", 0)
             guest.batch(f"addr add {self.prefix[0x200 + number]}/64 dev eth0 nodad")
             guest.batch(f"route add default via {self.gateway6}")
         return guest
