@@ -69,7 +69,7 @@ def test_each_protocol_goes_to_its_uplink(bench):
 
 def test_of_another_protocol_the_sender_is_told(bench):
     gateway = socket.inet_aton("192.168.64.1")
-    bench.path.others[4] = slowpath.Refusal(bench.path.write, gateway, ip, ip.PROTOCOL)
+    bench.path.uplinks[slowpath.OTHERS] = slowpath.Refusal(bench.path.write, gateway, ip, ip.PROTOCOL)
     packet = ip.build(GUEST, OUTSIDE, 41, b"payload")
     bench.feed(packet)
     assert bench.kernel.recv(2000) == ip.build_error(gateway, packet, ip.UNREACHABLE, ip.PROTOCOL)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from openvmnet.uplink import icmp
 from openvmnet.uplink.family import IPV6
 from openvmnet.uplink.hostside import HostSide
-from openvmnet.uplink.slowpath import Refusal, SlowPath
+from openvmnet.uplink.slowpath import OTHERS, Refusal, SlowPath
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
 from openvmnet.wire import ip, ip6
@@ -47,9 +47,9 @@ class Outside:
                 ip.UDP: self.udp.serve6(engine.transparent6),
                 ip6.ICMP: self.icmp6,
             }
-        slowpath.others[4] = Refusal(slowpath.write, subnet.gateway.packed, ip, ip.PROTOCOL)
+        slowpath.uplinks[OTHERS] = Refusal(slowpath.write, subnet.gateway.packed, ip, ip.PROTOCOL)
         if engine.prefix is not None:
-            slowpath.others[6] = Refusal(slowpath.write, engine.prefix[1].packed, ip6, ip6.ADMIN_PROHIBITED)
+            slowpath.uplinks6[OTHERS] = Refusal(slowpath.write, engine.prefix[1].packed, ip6, ip6.ADMIN_PROHIBITED)
         gateways = [subnet.gateway.packed, *([engine.prefix[1].packed] if engine.prefix is not None else [])]
         host = HostSide(gateways, outside=config.outside, loopback=config.host_loopback)
         self.tcp.destination = self.udp.destination = host.destination

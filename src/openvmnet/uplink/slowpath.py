@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OTHERS = -1  # in an uplink table's keys: every protocol that has none of its own
 PACKETS = 64  # taken in one turn
 SHARE = 0.4  # of the thread's time, for one port's openings while there are others
 _LARGEST = 65536
@@ -59,8 +60,8 @@ class Refusal:
 
 
 class SlowPath:
-    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist, IPv6's apart;
-    `others` by IP's version have the other protocols."""
+    """The reader of TUN descriptor `tun`; `uplinks` by IP protocol number are added once they exist, IPv6's apart.
+    The one at OTHERS has the protocols that are not there."""
 
     def __init__(self, lane: Lane, tun: int) -> None:
         self._lane = lane
@@ -68,7 +69,6 @@ class SlowPath:
         self._fragments, self._fragments6 = Reassembly(), Reassembly6()
         self.uplinks: dict[int, Uplink] = {}
         self.uplinks6: dict[int, Uplink] = {}
-        self.others: dict[int, Uplink] = {}
         self.budget = Budget(SHARE)
         self.counters = {
             "slowpath_packets": 0,
@@ -119,7 +119,8 @@ class SlowPath:
             header = ip6.parse(whole) if six else ip.parse(whole)
             if six and whole is not packet:
                 header = header._replace(dont_fragment=False)  # its sender has fragmented, and so may who is next
-            uplink = (self.uplinks6 if six else self.uplinks).get(header.protocol, self.others.get(6 if six else 4))
+            uplinks = self.uplinks6 if six else self.uplinks
+            uplink = uplinks.get(header.protocol) or uplinks.get(OTHERS)
             if uplink is not None:
                 uplink.open(whole, header)
         except Malformed as error:
