@@ -62,12 +62,12 @@ def choose(name: str, spec: Spec) -> Choice:
         host_loopback=spec.host_loopback,
         linger=spec.linger,
     )
+    running = {other: one for other, one in _running() if other != name}
     if spec.net_uuid is not None:
-        _refuse_second(name, spec.net_uuid)
+        _refuse_second(name, spec.net_uuid, running)
     if spec.net_uuid is not None and given is None:  # the guests' own: no address of the host is on it
         return Choice(config)
     routes = _routes()
-    running = {other: one for other, one in _running() if other != name}
     before = _read(state.state_root() / name / "network.json", Remembered) or Remembered()
     subnet, note = _subnet(name, spec, given, before.subnet, _taken(routes, running))
     prefix = _prefix(spec, prefix, before.prefix, routes, running)
@@ -82,10 +82,10 @@ def remember(config: NetworkConfig) -> None:
         state.write(state.remembered(config.name) / "network.json", kept, durable=True)
 
 
-def _refuse_second(name: str, uuid: str) -> None:
+def _refuse_second(name: str, uuid: str, running: Mapping[str, NetworkConfig]) -> None:
     """A private network is one, whatever it is called: two with its UUID would part VMs that mean to meet."""
-    for other, config in _running():
-        if other != name and config.net_uuid == uuid:
+    for other, config in running.items():
+        if config.net_uuid == uuid:
             raise Conflict(
                 f"net-uuid={uuid} is running network '{other}', which every VM with this UUID joins, not '{name}'",
                 hint=f"leave --name out, or give --name {other} or another UUID",

@@ -94,6 +94,10 @@ def connect(name: str) -> Client:
     """
     with contextlib.suppress(OptionError):
         name = _private(Host(net_uuid=name).uuid or name)
+    return _reach(name)
+
+
+def _reach(name: str) -> Client:
     if not (state.runtime_root() / state.check_name(name)).is_dir():
         raise NotFound(f"no network '{name}' is running", hint="vmnet ls")
     with _locked():
@@ -139,7 +143,7 @@ def list_networks() -> tuple[list[NetworkView], list[VmnetError]]:
     silent: list[VmnetError] = []
     for name in state.names():
         try:
-            client = connect(name)
+            client = _reach(name)
             try:
                 views.append(client.show())
             finally:

@@ -110,23 +110,32 @@ class Namespace:
         listen: int | None = None,
     ) -> list[socket.socket]:
         """Non-blocking sockets of the namespace, with `options` set; bound and listening where asked."""
-        request: dict[str, object] = {"family": family, "type": kind, "protocol": protocol, "count": count}
-        request["options"] = options or []
+        request: dict[str, object] = {}
         if bind is not None:
             request["bind"] = list(bind)
         if listen is not None:
             request["listen"] = listen
-        made = [socket.socket(fileno=fd) for fd in self.request("socket", **request).fds]
+        fds = self.descriptors(family, kind, protocol, count=count, options=options or [], **request)
+        made = [socket.socket(fileno=fd) for fd in fds]
         for sock in made:
             sock.setblocking(False)
         return made
 
     def descriptors(
-        self, family: int, kind: int, *, count: int, options: list[tuple[int, int, int | str]]
+        self,
+        family: int,
+        kind: int,
+        protocol: int = 0,
+        *,
+        count: int,
+        options: list[tuple[int, int, int | str]],
+        **request: object,
     ) -> list[int]:
-        """Bare descriptors of non-blocking sockets of the namespace, with `options` set."""
+        """The same as bare descriptors; `request` has the rest as the agent takes it."""
         kind |= socket.SOCK_NONBLOCK
-        return self.request("socket", family=family, type=kind, protocol=0, count=count, options=options).fds
+        return self.request(
+            "socket", family=family, type=kind, protocol=protocol, count=count, options=options, **request
+        ).fds
 
     async def run(self, argv: list[str], text: str) -> str:
         """Run `ip` or `nft` inside on `text`; its output. `HostError` with the program's own words when it fails."""
