@@ -6,12 +6,10 @@ pasta is here without a bridge alone: it sends to whichever MAC spoke last, and 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import time
 from typing import TYPE_CHECKING
 
 from lab.bench_small import PORTS, WIDTH, exchange, exchange_server
-from lab.bench_tcp import iperf
+from lab.bench_tcp import iperf, iperf_server
 from lab.netguest import PluggedNetwork
 from lab.rivals import KERNEL_GUEST, PUBLISHED, client, published
 from lab.rows import OURS, Bench, Sampler, row
@@ -76,16 +74,8 @@ def _samplers(bench: Bench, sample: Callable[[str, int], float]) -> dict[str, Sa
 def _served(bench: Bench, who: str) -> Iterator[None]:
     """Contender `who`'s guest serves its ports: the first PORTS with lab.exchange, the last one with iperf3."""
     guest, first = _guest(bench, who), published(who)[1]
-    last = first + PORTS
-    server = guest.popen(["iperf3", "-s", "-p", str(last)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with exchange_server(guest, "0.0.0.0", first):
-            while not guest.run(["ss", "-Hltn", "sport", "=", str(last)]).stdout:
-                time.sleep(0.01)
-            yield
-    finally:
-        server.kill()
-        server.wait()
+    with exchange_server(guest, "0.0.0.0", first), iperf_server(guest, first + PORTS):
+        yield
 
 
 def _guest(bench: Bench, who: str) -> Namespace:

@@ -30,6 +30,20 @@ def iperf(guest: Namespace, seconds: float, *options: str, server: str = SERVER,
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
+@contextlib.contextmanager
+def iperf_server(where: Namespace, port: int = IPERF_PORTS[0]) -> Iterator[None]:
+    """iperf3's server in a namespace; it listens."""
+    command = ["iperf3", "-s", "-p", str(port)]
+    server = where.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not where.run(["ss", "-Hltn", "sport", "=", str(port)]).stdout:
+            time.sleep(0.01)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
 def _outside(bench: Bench, *options: str) -> dict[str, Sampler]:
     def sampler(who: str) -> Sampler:
         return lambda: iperf(client(bench, who), bench.seconds, *options)
@@ -123,18 +137,8 @@ def _neighbours(bench: Bench) -> Iterator[dict[str, Sampler]]:
         link(guest, "eth0", bare, f"port{last}")
         bare.batch(f"link set port{last} master br0")
         guest.batch(f"addr add 10.98.0.{last}/24 dev eth0")
-    command = ["iperf3", "-s", "-p", str(IPERF_PORTS[0])]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    servers = [guest.popen(command, **silent) for guest in (other, right)]
-    try:
-        for guest in (other, right):
-            while not guest.run(["ss", "-Hltn", "sport", "=", str(IPERF_PORTS[0])]).stdout:
-                time.sleep(0.01)
+    with iperf_server(other), iperf_server(right):
         yield {
             OURS: lambda: iperf(one, bench.seconds, server=address),
             "bare bridge": lambda: iperf(left, bench.seconds, server="10.98.0.2"),
         }
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
