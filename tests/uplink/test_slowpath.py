@@ -23,6 +23,9 @@ class Uplink:
         self.opened: list[tuple[bytes, ip.Header]] = []
         self.error: Exception | None = None
 
+    def __len__(self) -> int:
+        return 0  # flows, as an uplink has none before its first packet
+
     def open(self, packet: bytes, header: ip.Header) -> None:
         self.opened.append((packet, header))
         if self.error is not None:
@@ -71,8 +74,11 @@ def test_of_another_protocol_the_sender_is_told(bench):
     gateway = socket.inet_aton("192.168.64.1")
     bench.path.uplinks[slowpath.OTHERS] = slowpath.Refusal(bench.path.write, gateway, ip, ip.PROTOCOL)
     packet = ip.build(GUEST, OUTSIDE, 41, b"payload")
-    bench.feed(packet)
+    bench.feed(packet, ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x"))
     assert bench.kernel.recv(2000) == ip.build_error(gateway, packet, ip.UNREACHABLE, ip.PROTOCOL)
+    assert len(bench.udp.opened) == 1
+    with pytest.raises(BlockingIOError):
+        bench.kernel.recv(2000)
 
 
 def test_fragments_are_put_together(bench):

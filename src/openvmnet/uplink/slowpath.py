@@ -120,7 +120,7 @@ class SlowPath:
             if six and whole is not packet:
                 header = header._replace(dont_fragment=False)  # its sender has fragmented, and so may who is next
             uplinks = self.uplinks6 if six else self.uplinks
-            uplink = uplinks.get(header.protocol) or uplinks.get(OTHERS)
+            uplink = uplinks.get(header.protocol, uplinks.get(OTHERS))  # not `or`: an uplink without flows is empty
             if uplink is not None:
                 uplink.open(whole, header)
         except Malformed as error:
