@@ -5,8 +5,10 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import gc
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -89,6 +91,32 @@ def test_it_is_root_in_namespaces_of_its_own_and_has_no_descriptor_of_ours(path)
         assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0
     finally:
         os.close(read)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_what_its_caller_left_uncollected_closes_no_descriptor_of_its_own(path):
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.set_threshold(20_000)  # there as well: it collects when it is told to, by a request of so many lists
+    for _ in range(20):
+        cycle: list[object] = [select.epoll()]  # closes its descriptor when it is collected, without a warning
+        cycle.append(cycle)
+    pid = agent.fork(str(path))
+    gc.set_threshold(*threshold)
+    try:
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for _ in range(40):  # their descriptors there come to have the numbers of those
+                clients.append(Client(path))
+                stack.enter_context(clients[-1].sock)
+                clients[-1].ask({"op": "links"})
+            clients[-1].ask({"op": "links", "collect": [[] for _ in range(40_000)]})
+            for client in clients:
+                assert client.ask({"op": "links"})[0]["links"] == ["lo"]
+    finally:
+        del cycle
+        gc.collect()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 

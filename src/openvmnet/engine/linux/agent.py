@@ -29,6 +29,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
@@ -122,8 +123,10 @@ def _enter_namespaces() -> None:
 def drop_descriptors(keep: set[int]) -> None:
     """Close all but `keep` and the standard three: what a user's shell left open is not ours.
 
-    The other end of such a pipe may wait for it to close.
+    The other end of such a pipe may wait for it to close. Objects of before that are not yet collected stay so: they
+    would close the numbers, which by then are somebody else's.
     """
+    gc.freeze()
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:
