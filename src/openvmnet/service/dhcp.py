@@ -26,6 +26,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from openvmnet.errors import Malformed
+from openvmnet.service.buckets import Buckets
 from openvmnet.service.dhcp_options import DhcpConfig, Options
 from openvmnet.service.dhcp_pool import Client, Pool
 from openvmnet.service.leases import Lease
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 _EVERYBODY = b"\xff" * 4
 _LINK_SELECTION = 5  # sub-option of 82 (RFC 3527)
 _MAX_CLIENT_ID = 255  # octets
-_MAX_BUCKETS = 2048
 
 _KINDS = {
     dhcp4.DISCOVER: "discover",
@@ -84,7 +84,7 @@ class DhcpServer:
         self._gateway = config.gateway.packed
         self._net, self._mask = int(network.network_address), int(network.netmask)
         self._options = Options(config)
-        self._buckets: dict[int | None, tuple[float, float]] = {}
+        self._buckets = Buckets(config.rate, config.rate)
         self._declined = False
 
     # The ports.
@@ -104,7 +104,7 @@ class DhcpServer:
         """A port is gone: its leases end (the addresses stay remembered), its offers and conflicts are void."""
         self.leases.release_port(port)
         self.pool.port_gone(port)
-        self._buckets.pop(port, None)
+        self._buckets.forget(port)
 
     def seen_arp(self, ip: bytes, mac: bytes, *, port: int | None = None, now: float) -> None:
         """ARP says that `mac` uses `ip` (4 bytes): nobody else is offered it for the time of a lease."""
@@ -118,7 +118,7 @@ class DhcpServer:
 
         `source_mac` is the frame's source, where known: it replaces a hardware address that is not Ethernet's.
         """
-        if not self._admit(port, now):
+        if not self._buckets.take(port, now):
             self.counters["limited"] += 1
             return None
         self.leases.sweep(now)
@@ -294,19 +294,6 @@ class DhcpServer:
         if reply.broadcast or mac == BROADCAST:
             return Reply(BROADCAST, _EVERYBODY, CLIENT_PORT, payload, raw=True, commit=commit)
         return Reply(mac, reply.yiaddr, CLIENT_PORT, payload, raw=True, commit=commit)
-
-    def _admit(self, port: int | None, now: float) -> bool:
-        """A token bucket per port, one second deep."""
-        rate = self.config.rate
-        tokens, then = self._buckets.get(port, (float(rate), now))
-        tokens = min(float(rate), tokens + max(0.0, now - then) * rate)
-        if port not in self._buckets and len(self._buckets) >= _MAX_BUCKETS:
-            self._buckets.clear()
-        if tokens < 1:
-            self._buckets[port] = (tokens, now)
-            return False
-        self._buckets[port] = (tokens - 1, now)
-        return True
 
 
 def _hardware(message: Message) -> bytes:

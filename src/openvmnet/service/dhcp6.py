@@ -21,9 +21,9 @@ from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from openvmnet.errors import Malformed
+from openvmnet.service.buckets import Buckets
 from openvmnet.service.leases import sanitise
 from openvmnet.service.leases6 import Client
-from openvmnet.service.router import Bucket
 from openvmnet.wire import dhcp6, icmp6
 from openvmnet.wire.dhcp6 import Address, Fqdn, Ia, Message
 
@@ -50,7 +50,6 @@ _OURS = {dhcp6.REQUEST, dhcp6.RENEW, dhcp6.RELEASE, dhcp6.DECLINE}
 _NOBODYS = {dhcp6.SOLICIT, dhcp6.CONFIRM, dhcp6.REBIND}
 _MAX_IAS = 8  # of one message
 _RATE = 200.0  # messages a second and port
-_MAX_BUCKETS = 2048
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 
 
@@ -90,7 +89,7 @@ class Dhcp6Server:
         self.counters = dict.fromkeys([*_KINDS.values(), *_OUTCOMES], 0)
         self._duid = dhcp6.duid_ll(config.mac)
         self._mac_of = mac_of
-        self._buckets: dict[int | None, Bucket] = {}
+        self._buckets = Buckets(_RATE, _RATE)
         self._values = {
             dhcp6.DNS_SERVERS: b"".join(address.packed for address in config.dns),
             dhcp6.DOMAIN_LIST: icmp6.encode_domain(config.domain),
@@ -103,11 +102,11 @@ class Dhcp6Server:
     def port_gone(self, port: int) -> None:
         """A port is gone: its leases end, the addresses stay remembered."""
         self.leases.release_port(port)
-        self._buckets.pop(port, None)
+        self._buckets.forget(port)
 
     def handle(self, payload: bytes, *, source: bytes, port: int | None, now: float) -> Reply6 | None:
         """Take one message that came from address `source` (16 bytes) through `port` at `now` (since the epoch)."""
-        if not self._admit(port, now):
+        if not self._buckets.take(port, now):
             self.counters["limited"] += 1
             return None
         self.leases.sweep(now)
@@ -250,14 +249,6 @@ class Dhcp6Server:
         """The MAC of who asks: its port's, else what its link-local address or its DUID tells."""
         mac = self._mac_of(port) if port is not None else b""
         return mac or interface_mac(source) or dhcp6.duid_mac(duid) or b""
-
-    def _admit(self, port: int | None, now: float) -> bool:
-        bucket = self._buckets.get(port)
-        if bucket is None:
-            if len(self._buckets) >= _MAX_BUCKETS:
-                self._buckets.clear()
-            bucket = self._buckets[port] = Bucket(_RATE, _RATE, now)
-        return bucket.take(now)
 
 
 def interface_mac(address: bytes) -> bytes | None:

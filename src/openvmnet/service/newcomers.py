@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
+from openvmnet.service.buckets import Buckets
 from openvmnet.service.dhcp_socket import ask_for_mark, port_of
-from openvmnet.service.router import Bucket
 from openvmnet.wire import icmp6, ip6
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _BATCH = 32  # solicitations a wake
 _REST = 0.01  # s after a full batch
 _BURST, _REFILL = 8.0, 1.0  # questions because of one port: at once, and a second
-_MAX_PORTS = 2048
 _ANCILLARY = socket.CMSG_SPACE(4)
 _ICMPV6 = 58
 _PACKET = 128  # octets; a solicitation without a source has 64, and options that nobody needs
@@ -69,7 +68,7 @@ class Newcomers:
         self._heard, self._echo = heard, echo
         self._network, self._gateway = prefix[0].packed[:8], prefix[1].packed
         self._clock = clock
-        self._buckets: dict[int | None, Bucket] = {}
+        self._buckets = Buckets(_BURST, _REFILL)
 
     def start(self) -> None:
         """Listen from now on; called on the running loop."""
@@ -80,7 +79,7 @@ class Newcomers:
 
     def port_gone(self, port: int) -> None:
         """What was counted against a port is void."""
-        self._buckets.pop(port, None)
+        self._buckets.forget(port)
 
     def close(self) -> None:
         """Stop."""
@@ -110,12 +109,7 @@ class Newcomers:
             self._lane.change(self._heard.fileno(), READ)
 
     def _ask(self, target: bytes, port: int | None, now: float) -> None:
-        bucket = self._buckets.get(port)
-        if bucket is None:
-            if len(self._buckets) >= _MAX_PORTS:
-                self._buckets.clear()
-            bucket = self._buckets[port] = Bucket(_BURST, _REFILL, now)
-        if not bucket.take(now):
+        if not self._buckets.take(port, now):
             return
         try:
             request = struct.pack("!BBHHH", ip6.ECHO_REQUEST, 0, 0, 0, 0)  # the kernel adds the checksum

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
 from openvmnet.notice import Notice
+from openvmnet.service.buckets import Bucket, Buckets
 from openvmnet.service.dhcp_socket import port_of
 from openvmnet.wire import icmp6
 from openvmnet.wire.icmp6 import Advertisement, Prefix
@@ -56,26 +57,7 @@ _BATCH = 32  # solicitations a wake
 _REST = 0.01  # s after a full batch
 _BURST, _REFILL = 4.0, 1.0  # answers of one port: at once, and a second
 _EVERYBODY_BURST, _EVERYBODY_REFILL = 64.0, 16.0  # answers by multicast, of all ports together
-_MAX_PORTS = 2048
 _ANCILLARY = 2 * socket.CMSG_SPACE(4)
-
-
-class Bucket:
-    """Tokens up to `depth`, `rate` more a second."""
-
-    __slots__ = ("_depth", "_rate", "_then", "_tokens")
-
-    def __init__(self, depth: float, rate: float, now: float) -> None:
-        self._depth, self._rate, self._tokens, self._then = depth, rate, depth, now
-
-    def take(self, now: float) -> bool:
-        """Take a token, if there is one."""
-        self._tokens = min(self._depth, self._tokens + (now - self._then) * self._rate)
-        self._then = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 def advertisement(
@@ -115,7 +97,7 @@ class RouterService:
         self._message = icmp6.build_advertisement(advertisement)
         # The name server goes with the router (RFC 8106 section 5.1); the prefix stays the guests' own.
         self._farewell = icmp6.build_advertisement(dataclasses.replace(advertisement, lifetime=0, dns_lifetime=0))
-        self._buckets: dict[int | None, Bucket] = {}
+        self._buckets = Buckets(_BURST, _REFILL)
         self._everybody = Bucket(_EVERYBODY_BURST, _EVERYBODY_REFILL, clock())
         self._limited = Notice(log)
         self._timer: asyncio.TimerHandle | None = None
@@ -129,7 +111,7 @@ class RouterService:
 
     def port_gone(self, port: int) -> None:
         """What was counted against a port is void."""
-        self._buckets.pop(port, None)
+        self._buckets.forget(port)
 
     def close(self) -> None:
         """Say that the router goes, and stop."""
@@ -188,12 +170,7 @@ class RouterService:
             self._lane.change(self._sock.fileno(), READ)
 
     def _admit(self, port: int | None, now: float) -> bool:
-        bucket = self._buckets.get(port)
-        if bucket is None:
-            if len(self._buckets) >= _MAX_PORTS:
-                self._buckets.clear()
-            bucket = self._buckets[port] = Bucket(_BURST, _REFILL, now)
-        if bucket.take(now):
+        if self._buckets.take(port, now):
             return True
         self._limited.warn("port %s asks for more router advertisements than it may", port)
         return False
