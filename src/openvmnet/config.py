@@ -46,6 +46,13 @@ class NetworkConfig(msgspec.Struct, frozen=True):
         return self.mode == "shared"
 
 
+class PortKind(msgspec.Struct, frozen=True):
+    """What a port is to its VM: `isolated` from the others, and whether frames bear a virtio_net_hdr (`offloads`)."""
+
+    isolated: bool
+    offloads: bool
+
+
 class _Record(msgspec.Struct, frozen=True):
     """What is of interest here in RUNTIME/NAME/network.json."""
 

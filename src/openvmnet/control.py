@@ -33,7 +33,7 @@ from openvmnet.netdev import Host, Subnet, unique_local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from openvmnet.config import NetworkConfig
+    from openvmnet.config import NetworkConfig, PortKind
 
 _START_TIMEOUT = 15.0  # s; a start takes about 0.2 s, on a machine that swaps some seconds
 _CALL_TIMEOUT = 10.0  # s
@@ -110,8 +110,11 @@ def _reach(name: str) -> Client:
         return _start(name, Spec(name=name), _silent)
 
 
-def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
-    """Join the network that `spec` means, or start it; `progress` hears what takes time."""
+def open_network(spec: Spec, *, first: PortKind | None = None, progress: Callable[[str], None]) -> Client:
+    """Join the network that `spec` means, or start it; `progress` hears what takes time.
+
+    `first` is what will be asked for next: a network that is started makes this port with all the rest.
+    """
     name = state.check_name(spec.name) if spec.name is not None else _default_name(spec)
     spec = msgspec.structs.replace(spec, name=name)
     with _locked():
@@ -120,7 +123,7 @@ def open_network(spec: Spec, *, progress: Callable[[str], None]) -> Client:
             note = None if _agent_lives(name) else _sweep(name)
             if note:
                 progress(note)
-            client = _start(name, spec, progress)
+            client = _start(name, spec, progress, first)
             if client.note:
                 progress(client.note)
             return client
@@ -249,13 +252,14 @@ def _sweep(name: str) -> str | None:
     return f"an earlier network '{name}' ended without cleaning up; its {', '.join(found)} removed" if found else None
 
 
-def _start(name: str, spec: Spec, progress: Callable[[str], None]) -> Client:
+def _start(name: str, spec: Spec, progress: Callable[[str], None], first: PortKind | None = None) -> Client:
     """Start the network process and wait for its word. The caller holds the lock."""
     read, write = os.pipe()
     os.set_inheritable(write, True)
     log = str(state.remembered(name) / "log")
     # -P: else a file in the user's directory that is called like a module would be taken for it.
-    argv = [sys.executable, "-P", "-m", "openvmnet.daemon", name, str(write), msgspec.json.encode(spec).decode()]
+    words = [msgspec.json.encode(value).decode() for value in (spec, first)]
+    argv = [sys.executable, "-P", "-m", "openvmnet.daemon", name, str(write), *words]
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
         sys.executable,

@@ -1,24 +1,27 @@
-"""The network process: `python -m openvmnet.daemon NAME READY_FD SPEC`, started by `openvmnet.control`.
+"""The network process: `python -m openvmnet.daemon NAME READY_FD SPEC FIRST`, started by `openvmnet.control`.
 
 It forks and lets its parent leave at once, so that it belongs to nobody's process tree; it forks the agent before it
-imports asyncio or the services; it brings the network up, says on READY_FD that it is ready or why not, and then
-answers on the control socket until the last VM has gone. On SIGTERM, SIGINT and on the agent's death it ends too.
-What it made, it removes, however it ends short of SIGKILL.
+imports asyncio or the services, and imports them while the agent makes the links and rules; it brings the network up,
+says on READY_FD that it is ready or why not, and then answers on the control socket until the last VM has gone. On
+SIGTERM, SIGINT and on the agent's death it ends too. What it made, it removes, however it ends short of SIGKILL.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from openvmnet.addressing import Choice
+    from openvmnet.config import PortKind
     from openvmnet.controlserver import ControlServer
+    from openvmnet.engine.linux.namespace import Namespace
     from openvmnet.kernel.loop import Lane
     from openvmnet.messages import Spec
     from openvmnet.network import Network, Record
@@ -27,25 +30,47 @@ _SETTLE = 0.02  # s
 _AGENT_GONE = 70  # exit code, EX_SOFTWARE: the agent died under the network
 
 
+class Made(NamedTuple):
+    """What is there before the services: addresses, the namespace and its agent's pid, and whose place this takes."""
+
+    choice: Choice
+    namespace: Namespace
+    agent: int
+    before: Record | None
+    first: PortKind | None
+
+
 def main(argv: list[str]) -> int:
-    """Be the process of network argv[0]; argv[1] is the descriptor to report on, argv[2] the Spec as JSON."""
+    """Be the process of network argv[0]; argv[1] is the descriptor to report on, argv[2] the Spec as JSON, argv[3] the
+    PortKind of the port that will be asked for first, or null."""
     if os.fork():
         os._exit(0)
+    gc.disable()  # until it runs: what is imported stays, and to look through it again and again is a fifth of the time
+    sys.modules["ssl"] = None  # type: ignore[assignment] # asyncio does without it; it takes 5 % of the time to be ready
     name, ready = argv[0], int(argv[1])
     os.set_inheritable(ready, False)
     import msgspec
 
     from openvmnet import messages, state
+    from openvmnet.config import PortKind
+    from openvmnet.engine.linux import steps
     from openvmnet.engine.linux.agent import drop_descriptors
+    from openvmnet.engine.linux.namespace import Namespace
     from openvmnet.errors import VmnetError
+    from openvmnet.netdev import gateway_mac
 
     spec = msgspec.json.decode(argv[2], type=messages.Spec)
+    first = msgspec.json.decode(argv[3], type=PortKind | None)
     drop_descriptors({ready})
     directory = state.runtime(name)
     before: Record | None = None
     try:
         choice, agent, before = _prepare(name, spec, directory)
-        return _run(choice, agent, before, ready)
+        first = None if before is not None else first
+        namespace = Namespace(directory / "agent.sock")
+        if before is None:
+            namespace.begin(steps.network(choice.config, gateway_mac(name), (), {}, first))
+        return _run(Made(choice, namespace, agent, before, first), ready)
     except VmnetError as error:
         _sweep(directory, keep=before is not None)
         _say(ready, messages.Started(fault=messages.Fault.of(error)))
@@ -79,7 +104,7 @@ def _prepare(name: str, spec: Spec, directory: Path) -> tuple[Choice, int, Recor
     return choice, agent, None
 
 
-def _run(choice: Choice, agent: int, before: Record | None, ready: int) -> int:
+def _run(made: Made, ready: int) -> int:
     import logging
 
     logging.basicConfig(
@@ -88,20 +113,21 @@ def _run(choice: Choice, agent: int, before: Record | None, ready: int) -> int:
     from openvmnet.kernel.loop import run
 
     async def live(lane: Lane) -> int:
-        return await _live(lane, choice, agent, before, ready)
+        return await _live(lane, made, ready)
 
     return run(live)
 
 
-async def _live(lane: Lane, choice: Choice, agent: int, before: Record | None, ready: int) -> int:
+async def _live(lane: Lane, made: Made, ready: int) -> int:
     import asyncio
 
     from openvmnet import addressing, messages, state
     from openvmnet.controlserver import ControlServer
     from openvmnet.network import Network
 
+    choice = made.choice
     directory = state.runtime(choice.config.name)
-    network = Network(lane, choice.config, agent, before)
+    network = Network(lane, choice.config, made.namespace, made.agent, made.before, made.first)
     if choice.note:
         network.news.append(choice.note)
     await network.up()
@@ -114,6 +140,8 @@ async def _live(lane: Lane, choice: Choice, agent: int, before: Record | None, r
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, network.end, True)
         _say(ready, messages.Started(note="; ".join(network.news) or None))
+        gc.freeze()
+        gc.enable()
         lock = await _until_over(network, server)
     finally:
         server.close()

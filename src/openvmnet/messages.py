@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from openvmnet import errors
-from openvmnet.config import Mode
+from openvmnet.config import Mode, PortKind
 from openvmnet.errors import HostError, VmnetError
 from openvmnet.netdev import Host, Shared
 
@@ -69,6 +69,11 @@ class PlugRequest(msgspec.Struct, frozen=True, tag="plug", tag_field="op", omit_
     allocate_mac: bool = True
     hostfwd: tuple[str, ...] = ()
     address: str | None = None
+
+    @property
+    def kind(self) -> PortKind:
+        """What is known of the port before it is asked for."""
+        return PortKind(self.isolated, self.offloads)
 
 
 class ShowRequest(msgspec.Struct, frozen=True, tag="show", tag_field="op"):

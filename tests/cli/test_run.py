@@ -53,7 +53,7 @@ class Client:
     def close(self):
         print("closed", file=sys.stderr)
 
-control.open_network = lambda spec, progress: Client(spec)
+control.open_network = lambda spec, *, first, progress: Client(spec)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +11,10 @@ import socket
 
 import pytest
 
+from openvmnet.config import PortKind
+from openvmnet.engine.linux import agent, steps
 from openvmnet.engine.linux.engine import LinuxEngine
+from openvmnet.engine.linux.namespace import Namespace
 from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
 from tests.engine.taps import BROADCAST, CONFIG, GATEWAY_MAC, SUBNET, Net, net
@@ -51,11 +56,81 @@ def test_a_closed_tap_departs_and_leaves_the_rules(world):
     assert sorted(world.engine.links()) == [other.link]
 
 
+class TestTheFirstPort:
+    """It is made with the network, while its process is still loading."""
+
+    KIND = PortKind(isolated=True, offloads=True)
+
+    @pytest.fixture
+    def begun(self, lab, tmp_path):
+        class Begun(Net):
+            async def _up(self) -> LinuxEngine:
+                namespace = Namespace(self.path)
+                namespace.begin(steps.network(self.config, GATEWAY_MAC, (), {}, TestTheFirstPort.KIND))
+                engine = LinuxEngine(namespace, self.config, GATEWAY_MAC)
+                await engine.up({}, TestTheFirstPort.KIND)
+                engine.watch(self.lane, self.departed.append, lambda: self.gone.append(True))
+                return engine
+
+        with contextlib.closing(Begun(tmp_path)) as made:
+            yield made
+
+    def test_it_is_there_and_goes_to_who_asks_for_it(self, begun):
+        before = begun.engine.links()["vm1"]
+        link, fd = begun.do(begun.engine.plug(1, self.KIND))
+        assert (link, begun.engine.links()["vm1"].ifindex) == ("vm1", before.ifindex)
+        assert (elements(begun, "marks"), elements(begun, "isolated")) == (["vm1"], ["vm1"])
+        _, other = begun.do(begun.engine.plug(2, self.KIND))
+        assert sorted(begun.engine.links()) == ["vm1", "vm2"]
+        os.close(fd)
+        begun.turn()
+        assert begun.departed == ["vm1"]
+        os.close(other)
+
+    @pytest.mark.parametrize(
+        ("number", "kind"),
+        [(1, PortKind(isolated=False, offloads=True)), (1, PortKind(isolated=True, offloads=False)), (2, KIND)],
+        ids=["not-isolated", "without-headers", "after-a-failure"],
+    )
+    def test_it_goes_where_another_is_wanted(self, begun, number, kind):
+        first = begun.engine.links()["vm1"]
+        link, fd = begun.do(begun.engine.plug(number, kind))
+        begun.turn()
+        assert begun.departed == []
+        (left,) = begun.engine.links().values()
+        assert (left.name, left.ifindex == first.ifindex) == (link, False)
+        assert elements(begun, "marks") == [link]
+        assert elements(begun, "isolated") == ([link] if kind.isolated else [])
+        os.close(fd)
+
+    def test_it_ends_with_the_network(self, begun):
+        descriptor = begun.engine._first[1]
+        os.fstat(descriptor)
+        begun.engine.down()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+def test_what_begins_in_vain_leaves_nothing(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr("openvmnet.engine.linux.firewall.add_port", lambda *_, **__: "no rule\n")
+    before = len(os.listdir("/proc/self/fd"))
+    path = tmp_path / "agent.sock"
+    pid = agent.fork(str(path))
+    namespace = Namespace(path)
+    work = steps.network(CONFIG, GATEWAY_MAC, (), {}, TestTheFirstPort.KIND)
+    namespace.begin(work)
+    with pytest.raises(HostError, match="syntax error"):
+        asyncio.run(namespace.all(work))
+    namespace.quit()
+    os.waitpid(pid, 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_port_that_cannot_be_made_leaves_no_device(world, monkeypatch):
     monkeypatch.setattr("openvmnet.engine.linux.firewall.add_port", lambda *_, **__: "no rule\n")
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(HostError, match="syntax error"):
-        world.do(world.engine.plug(1, isolated=False))
+        world.do(world.engine.plug(1, PortKind(isolated=False, offloads=True)))
     world.turn()
     assert world.engine.links() == {}
     assert len(os.listdir("/proc/self/fd")) == before
@@ -108,10 +183,11 @@ def test_the_next_engine_takes_over_what_is_there(world):
     one, other = world.plug(), world.plug()
     first = world.engine
     os.close(first.tun)  # the dead process had them
+    first.listener.close()
     first.namespace.close()
 
     async def up() -> LinuxEngine:
-        engine = LinuxEngine(world.path, CONFIG, GATEWAY_MAC)
+        engine = LinuxEngine(Namespace(world.path), CONFIG, GATEWAY_MAC)
         await engine.up({"vm1": True})  # of vm2 nobody knows, and who knows nothing isolates
         return engine
 
@@ -123,7 +199,7 @@ def test_the_next_engine_takes_over_what_is_there(world):
     one.send(one.marker(other))
     assert other.frames(0.1) == []
     assert world.plug().link == "vm3"
-    for sock in (first.listener, first._netlink, first._events):
+    for sock in (first._netlink, first._events):
         if sock.fileno() >= 0:
             world.lane.forget(sock.fileno())
             sock.close()

@@ -33,6 +33,7 @@ from scapy.packet import Raw
 
 from openvmnet.engine.linux import firewall, firewall_bridge
 from openvmnet.engine.linux.engine import LinuxEngine
+from openvmnet.engine.linux.namespace import Namespace
 from openvmnet.wire.fragments6 import Reassembly6
 from tests.engine.taps import BROADCAST, CONFIG6, GATEWAY6, GATEWAY6_LOCAL, GATEWAY_MAC, PREFIX, net
 
@@ -451,10 +452,12 @@ def test_the_next_engine_takes_over_what_is_there(lab, tmp_path):
     with net(tmp_path, CONFIG6) as made:
         guest, first = made.plug(), made.engine
         os.close(first.tun)  # the dead process had them
+        first.listener.close()
+        first.listener6.close()
         first.namespace.close()
 
         async def up() -> LinuxEngine:
-            engine = LinuxEngine(made.path, CONFIG6, GATEWAY_MAC)
+            engine = LinuxEngine(Namespace(made.path), CONFIG6, GATEWAY_MAC)
             await engine.up({guest.link: False})
             return engine
 
@@ -464,7 +467,7 @@ def test_the_next_engine_takes_over_what_is_there(lab, tmp_path):
         guest.send(to_gateway(guest, IPv6(src=guest.ip6, dst=OUTSIDE) / UDP(sport=4000, dport=53) / Raw(b"x")))
         (got,) = [packet for packet in made.packets() if packet[0] >> 4 == 6 and packet[6] == 17]
         assert int.from_bytes(got[2:4], "big") == guest.number
-        for sock in (first.listener, first.listener6, first._netlink, first._events):
+        for sock in (first._netlink, first._events):
             if sock.fileno() >= 0:
                 made.lane.forget(sock.fileno())
                 sock.close()

@@ -42,9 +42,10 @@ def open_link(request: LinkRequest) -> TapLink:
 
 def _network(request: LinkRequest, options: Shared | Host) -> TapLink:
     base = messages.Spec(name=request.name, force=request.force, linger=request.linger)
-    client = control.open_network(messages.Spec.of(options, base), progress=log.info)
+    wanted = _plug_request(request)
+    client = control.open_network(messages.Spec.of(options, base), first=wanted.kind, progress=log.info)
     try:
-        reply, fd = client.plug(_plug_request(request))
+        reply, fd = client.plug(wanted)
     finally:
         client.close()
     try:

@@ -112,9 +112,10 @@ def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:
             if isinstance(netdev.options, Bridged):
                 continue
             spec = messages.Spec.of(netdev.options, base)
+            request = _request(planned, netdev)
             if spec not in clients:
-                clients[spec] = control.open_network(spec, progress=_progress)
-            reply, fd = clients[spec].plug(_request(planned, netdev))
+                clients[spec] = control.open_network(spec, first=request.kind, progress=_progress)
+            reply, fd = clients[spec].plug(request)
             ports[netdev.index] = reply.mac, fd
             _tell_of_hot_plug(netdev, reply.mac)
     except BaseException:

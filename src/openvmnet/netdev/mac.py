@@ -13,3 +13,10 @@ def stable_mac(identity: str, index: int, attempt: int = 0) -> str:
 
     digest = hashlib.sha256(f"{identity}\0{index}\0{attempt}".encode("utf-8", "surrogateescape")).digest()
     return "52:54:00:" + digest[:3].hex(":")
+
+
+def gateway_mac(name: str) -> str:
+    """A locally administered MAC for the gateway of network `name`: the same each time, so guests' ARP caches hold."""
+    import hashlib
+
+    return "5a:" + hashlib.sha256(f"openvmnet gateway {name}".encode()).digest()[:5].hex(":")

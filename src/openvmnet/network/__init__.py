@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openvmnet.network.life import Network, gateway_mac
+from openvmnet.network.life import Network
 from openvmnet.network.port import Port, Record, read_record
 
-__all__ = ["Network", "Port", "Record", "gateway_mac", "read_record"]
+__all__ = ["Network", "Port", "Record", "read_record"]

@@ -11,7 +11,6 @@ process can take over when this one is killed: the namespace, the bridge and the
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ipaddress
 import logging
 import os
@@ -19,10 +18,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from openvmnet import messages, state
-from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.engine import LinuxEngine
+from openvmnet.engine.linux.names import PORT_PREFIX
 from openvmnet.errors import Conflict, Exhausted, HostError
-from openvmnet.netdev import hostfwd, stable_mac
+from openvmnet.netdev import gateway_mac, hostfwd, stable_mac
 from openvmnet.network.gateway import Gateway
 from openvmnet.network.outside import Outside
 from openvmnet.network.port import Port, Record
@@ -33,7 +32,8 @@ from openvmnet.network.view import view
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from openvmnet.config import NetworkConfig
+    from openvmnet.config import NetworkConfig, PortKind
+    from openvmnet.engine.linux.namespace import Namespace
     from openvmnet.kernel.loop import Lane
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,18 @@ _GRACE = 10.0  # s that a network without any port yet waits for its first
 
 
 class Network:
-    """A running network. `agent` is its agent's pid, `before` the record of a process that it takes over from."""
+    """A running network in `namespace`, whose agent is process `agent`; `before` is the record of a process whose place
+    this one takes, `first` the port that the agent of a new one has begun to make with the rest."""
 
-    def __init__(self, lane: Lane, config: NetworkConfig, agent: int, before: Record | None) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        config: NetworkConfig,
+        namespace: Namespace,
+        agent: int,
+        before: Record | None,
+        first: PortKind | None,
+    ) -> None:
         self.config = config
         self.name = config.name
         self.ended = asyncio.Event()
@@ -63,9 +72,10 @@ class Network:
         self._lane = lane
         self._agent = agent
         self._before = before
+        self._first = first
         self._directory = state.runtime(self.name)
         self._mac = gateway_mac(self.name)
-        self.engine = LinuxEngine(self._directory / "agent.sock", config, self._mac)
+        self.engine = LinuxEngine(namespace, config, self._mac)
         self._next = 1
         self._lived_in = before is not None  # it has, or has had, a VM
         self._lonely: asyncio.TimerHandle | None = None
@@ -76,7 +86,7 @@ class Network:
         """Make it real; on an error everything made so far is unmade and the error goes on."""
         try:
             before = self._before.ports if self._before is not None else []
-            await self.engine.up({port.link: port.isolated for port in before})
+            await self.engine.up({port.link: port.isolated for port in before}, self._first)
         except BaseException:
             if self._before is None:  # nobody will ask this agent for anything again
                 self.engine.namespace.quit()
@@ -123,7 +133,7 @@ class Network:
         if self.gateway is not None:
             self.gateway.port_added(port)  # before the first wait: nobody else is given its address meanwhile
         try:
-            _, fd = await self.engine.plug(number, isolated=request.isolated, offloads=request.offloads)
+            _, fd = await self.engine.plug(number, request.kind)
         except BaseException:
             self.ports.pop(port.link, None)
             if self.published is not None:
@@ -156,8 +166,10 @@ class Network:
         """End everything that `up()` made, in reverse; what fails is logged and the rest goes on."""
         if self._lonely is not None:
             self._lonely.cancel()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # none of them is to find its sockets closed
         while self._closers:
             close = self._closers.pop()
             try:
@@ -331,8 +343,3 @@ class Network:
             self._write()
         except HostError as error:
             log.error("the ports of network '%s' are not written down: %s", self.name, error)  # noqa: TRY400
-
-
-def gateway_mac(name: str) -> str:
-    """A locally administered MAC for the gateway of network `name`: the same each time, so guests' ARP caches hold."""
-    return "5a:" + hashlib.sha256(f"openvmnet gateway {name}".encode()).digest()[:5].hex(":")

@@ -9,8 +9,8 @@ import msgspec
 
 from openvmnet import state
 from openvmnet.config import NetworkConfig
-from openvmnet.engine.linux.agent import PORT_PREFIX
 from openvmnet.engine.linux.firewall import PORT_MARK
+from openvmnet.engine.linux.names import PORT_PREFIX
 
 if TYPE_CHECKING:
     from pathlib import Path

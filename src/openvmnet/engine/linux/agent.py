@@ -10,6 +10,7 @@ maps its caller to root inside, and then answers on a SOCK_SEQPACKET unix socket
     {"op": "run", "argv": ["ip", "-batch", "-"], "input": "..."}          `ip` or `nft` on a text, nothing else
     {"op": "sysctl", "values": {"net.ipv4.ip_forward": "1"}}              files below /proc/sys/net
     {"op": "links"}                                                       names of the links that are there
+    {"op": "all", "steps": [{"op": "sysctl", ...}, {"op": "run", ...}]}   one after the other, up to one that fails
     {"op": "quit"}                                                        the network is over
 
 An answer is {"ok": true, ...} with descriptors beside it (SCM_RIGHTS), or {"error": "...", "errno": N}. It bears the
@@ -39,10 +40,10 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from openvmnet.engine.linux.names import PORT_PREFIX
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-PORT_PREFIX = "vm"  # TAPs of guests are vm1, vm2, ...
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _TUNSETIFF = 0x400454CA
@@ -266,6 +267,28 @@ def _links(_: dict[str, Any]) -> _Reply:
     return {"links": [name for _, name in socket.if_nameindex()]}, []
 
 
+def _all(request: dict[str, Any]) -> _Reply:
+    """Each step's answer, with the number of descriptors that are its own; the last is that of a program that failed,
+    if one has. An OSError of a step is the whole request's, with the step's name."""
+    replies: list[dict[str, Any]] = []
+    fds: list[int] = []
+    try:
+        for step in request["steps"]:
+            try:
+                reply, made = _OPERATIONS[step["op"]](step)
+            except OSError as error:
+                raise OSError(error.errno, f"{step['op']}: {error.strerror or error}") from error
+            replies.append({**reply, "fds": len(made)})
+            fds += made
+            if reply.get("status"):
+                break
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return {"replies": replies}, fds
+
+
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], _Reply]] = {
     "socket": _socket,
     "tap": _device(_IFF_TAP | _IFF_VNET_HDR),
@@ -274,4 +297,5 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any]], _Reply]] = {
     "run": _run,
     "sysctl": _sysctl,
     "links": _links,
+    "all": _all,
 }

@@ -13,119 +13,78 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from openvmnet.engine.linux import firewall, links
-from openvmnet.engine.linux.agent import PORT_PREFIX
-from openvmnet.engine.linux.firewall import BRIDGE, UPLINK
-from openvmnet.engine.linux.namespace import Namespace
+from openvmnet.engine.linux import firewall, steps
+from openvmnet.engine.linux.names import BRIDGE, PORT_PREFIX
 from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
-from openvmnet.kernel.sockets import IP_TRANSPARENT
-from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE, IPV6_TRANSPARENT
+from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE
 from openvmnet.uplink.tcp import GUEST_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv6Address, IPv6Network
-    from pathlib import Path
 
-    from openvmnet.config import NetworkConfig
+    from openvmnet.config import NetworkConfig, PortKind
+    from openvmnet.engine.linux.namespace import Namespace
+    from openvmnet.engine.linux.steps import Option
     from openvmnet.kernel.loop import Lane
     from openvmnet.netdev import Subnet
 
 _SO_RCVMARK = 75  # Linux 5.19; without it DHCP cannot tell ports apart
 _ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
-_BACKLOG = 4096
 _STOCK = 32  # transparent sockets fetched at a time: one round trip to the agent for as many flows
 _DATAGRAM_BUFFER = 1 << 20  # octets; the kernel clamps it to net.core.rmem_max
-_Option = tuple[int, int, int | str]
-_DATAGRAMS: list[_Option] = [
+_DATAGRAMS: list[Option] = [
     (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
     (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
 ]
-# By the size of an address, in octets.
-_TRANSPARENT: dict[int, _Option] = {
-    4: (socket.SOL_IP, IP_TRANSPARENT, 1),
-    16: (socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1),
-}
 _NETLINK_BUFFER = 1 << 17
 
 
 class LinuxEngine:
-    """A network's namespace: `agent` is the path of its agent's socket, `mac` the gateway's MAC."""
+    """A network's `namespace`, and what is made in it; `mac` is the gateway's MAC."""
 
-    def __init__(self, agent: Path, config: NetworkConfig, mac: str) -> None:
+    def __init__(self, namespace: Namespace, config: NetworkConfig, mac: str) -> None:
         self.config = config
         self.mac = mac
-        self.namespace = Namespace(agent)
+        self.namespace = namespace
         self.tun = -1
         self.listener: socket.socket
         self.listener6: socket.socket | None = None
-        self.prefix: IPv6Network | None = config.prefix  # None, too, once the kernel is found to have no IPv6
+        self.prefix: IPv6Network | None = config.prefix
         self.adopted: list[str] = []  # ports of guests that were here before this process
         self._netlink: socket.socket
         self._events: socket.socket
         self._stock: dict[tuple[int, int], list[int]] = {}  # fresh sockets by family and kind
         self._isolated: dict[str, bool] = {}
+        self._first: tuple[PortKind, int] | None = None  # a port that came with the network, and its TAP's descriptor
 
-    async def up(self, isolated: dict[str, bool]) -> None:
+    async def up(self, isolated: dict[str, bool], first: PortKind | None = None) -> None:
         """Make the namespace a network, or take over the one that is there.
 
         `isolated` says of the ports of a process before this one whether they are; a port that nobody knows is. The
-        rules and all that is known of the ports come in one transaction: nothing is open in between.
+        rules and all that is known of the ports come in one transaction: nothing is open in between. Where the agent
+        has begun already (`Namespace.begun`), with the steps for a fresh namespace and `first`, this is their end.
         """
-        present = (await self.namespace.ask("links")).values["links"]
-        await self.namespace.ask("sysctl", values=links.SYSCTLS)
-        await self._prepare6()
-        if BRIDGE not in present:
-            await self._make_bridge()
-        self.adopted = [name for name in present if _is_port(name)]
+        present: list[str] = []
+        if not self.namespace.begun:
+            present = (await self.namespace.ask("links")).values["links"]
+        self.adopted = [name for name in present if steps.is_port(name)]
+        self._isolated = {link: isolated.get(link, True) for link in self.adopted}
+        replies = await self.namespace.all(steps.network(self.config, self.mac, present, self._isolated, first))
+        fds = [fd for reply in replies for fd in reply.fds]
+        if first is not None:
+            self._first = first, fds.pop()
+            self._isolated[steps.FIRST] = first.isolated
         if self.config.subnet is not None:
-            await self._make_uplink()
-        rules = self._rules()
-        for link in self.adopted:
-            self._isolated[link] = isolated.get(link, True)
-            rules += self._add_port(link)
-        rules += self._as_they_are()
-        await self.namespace.run(["nft", "-f", "-"], rules)
+            self.tun = fds.pop(0)
+            self.listener, *others = (socket.socket(fileno=fd) for fd in fds)
+            self.listener6 = others[0] if others else None
         (self._netlink,) = self.namespace.sockets(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._netlink.settimeout(1.0)
         (self._events,) = self.namespace.sockets(
             socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE, bind=(0, netlink.GROUP_LINK)
-        )
-
-    async def _make_bridge(self) -> None:
-        """The bridge, with the gateway's addresses where it has any."""
-        await self.namespace.run(["ip", "-batch", "-"], links.bridge(self.mac, self.config.mtu))
-        if self.config.subnet is not None:
-            await self.namespace.run(["ip", "-batch", "-"], links.gateway(self.subnet.gateway, self.subnet.prefixlen))
-        if self.prefix is not None:
-            await self.namespace.ask("sysctl", values=links.BRIDGE_SYSCTLS6)
-            await self.namespace.run(["ip", "-6", "-batch", "-"], links.gateway6(self.prefix, self.mac))
-
-    async def _make_uplink(self) -> None:
-        """The way to Python: the TUN, and the listeners that take what comes back from it."""
-        self.tun = (await self.namespace.ask("tun", name=UPLINK)).fds[0]
-        await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS)
-        if self.prefix is not None:
-            await self.namespace.ask("sysctl", values=links.UPLINK_SYSCTLS6)
-        await self.namespace.run(["ip", "-batch", "-"], links.uplink(ip6=self.prefix is not None))
-        self.listener = self._transparent_listener(socket.AF_INET, _TRANSPARENT[4], "127.0.0.1")
-        if self.prefix is not None:
-            self.listener6 = self._transparent_listener(socket.AF_INET6, _TRANSPARENT[16], "::1")
-
-    def _rules(self) -> str:
-        """The firewall without its ports."""
-        subnet = self.config.subnet
-        return firewall.ruleset(
-            None if subnet is None else subnet.gateway,
-            None if subnet is None else subnet.network,
-            self.mac,
-            self.listener.getsockname()[1] if subnet else 0,
-            prefix=self.prefix,
-            listener6=self.listener6.getsockname()[1] if self.listener6 else 0,
-            outside=self.config.outside,
-            gateway_services=True,
         )
 
     @property
@@ -139,79 +98,62 @@ class LinuxEngine:
         """Tell of ports whose VM has gone, and of the agent's death."""
 
         def events(_: int) -> None:
-            gone: list[str] = []
-            try:
-                while True:
-                    gone += netlink.departures(self._events.recv(_NETLINK_BUFFER))
-            except BlockingIOError:
-                pass
-            except OSError:  # ENOBUFS, netlink(7): more happened than the buffer holds, so look at what is left
-                gone += self._isolated.keys() - self.links().keys()
-            for name in gone:
+            for name in self._departures():
                 on_departure(name)
 
         def gone(_: int) -> None:
             lane.forget(self.namespace.watch_fd())
             on_agent_gone()
 
+        self._on_departure = on_departure
         lane.watch(self._events.fileno(), READ, events)
         lane.watch(self.namespace.watch_fd(), READ, gone)
         self._lane = lane
 
-    async def plug(self, number: int, *, isolated: bool, offloads: bool = True) -> tuple[str, int]:
-        """Make port `number`; its link's name and the TAP's descriptor. A failure leaves no device behind.
+    def _departures(self) -> list[str]:
+        """The links that have gone since the last look."""
+        gone: list[str] = []
+        try:
+            while True:
+                gone += netlink.departures(self._events.recv(_NETLINK_BUFFER))
+        except BlockingIOError:
+            pass
+        except OSError:  # ENOBUFS, netlink(7): more happened than the buffer holds, so look at what is left
+            gone += self._isolated.keys() - self.links().keys()
+        return gone
 
-        With `offloads` each frame on the descriptor bears a virtio_net_hdr (IFF_VNET_HDR), without it is bare.
-        """
+    async def plug(self, number: int, kind: PortKind) -> tuple[str, int]:
+        """Make port `number`; its link's name and the TAP's descriptor. A failure leaves no device behind."""
         link = f"{PORT_PREFIX}{number}"
-        (fd,) = (await self.namespace.ask("tap" if offloads else "bare-tap", name=link)).fds
+        if self._first is not None:
+            (made_as, fd), self._first = self._first, None
+            if (link, kind) == (steps.FIRST, made_as):
+                return link, fd
+            await self._drop_first(fd)
+        self._isolated[link] = kind.isolated
         try:
-            await self._connect(link, isolated=isolated)
-        except BaseException:
-            os.close(fd)
-            raise
-        return link, fd
-
-    async def _connect(self, link: str, *, isolated: bool) -> None:
-        """Put `link` on the bridge and into the rules."""
-        await self.namespace.run(["ip", "-batch", "-"], links.port(link, self.config.mtu, isolated=isolated))
-        self._isolated[link] = isolated
-        try:
-            await self.namespace.run(["nft", "-f", "-"], self._add_port(link) + self._as_they_are())
+            made, *_ = await self.namespace.all(steps.port(link, self.config, kind, self._isolated))
         except BaseException:
             del self._isolated[link]
             raise
+        return link, made.fds[0]
+
+    async def _drop_first(self, fd: int) -> None:
+        """Somebody else came first: the port that was made for the starter is of no use."""
+        os.close(fd)  # the device is gone and the news of it here when this returns: it is no port's that comes now
+        for link in self._departures():
+            if link != steps.FIRST:
+                self._on_departure(link)
+        await self.unplug(steps.FIRST)
 
     async def unplug(self, link: str) -> None:
         """Take a departed port out of the rules."""
         isolated = self._isolated.pop(link, False)
-        text = firewall.remove_port(link, _number(link), isolated=isolated, ip6=self.prefix is not None)
+        text = firewall.remove_port(link, steps.number(link), isolated=isolated, ip6=self.prefix is not None)
         await self.namespace.run(["nft", "-f", "-"], text + self._as_they_are())
 
-    async def _prepare6(self) -> None:
-        """Make the namespace ready for IPv6 links, where the network has IPv6 and the kernel, too."""
-        if self.prefix is not None:
-            missing = (await self.namespace.ask("sysctl", values=links.SYSCTLS6)).values["missing"]
-            if not missing:
-                return
-            self.prefix = None
-        await self.namespace.ask("sysctl", values=links.NO_IPV6)
-
-    def _add_port(self, link: str) -> str:
-        return firewall.add_port(
-            link, _number(link), isolated=self._isolated[link], ip6=self.prefix is not None
-        )  # fmt: skip
-
     def _as_they_are(self) -> str:
-        """The rules that depend on how many ports there are, and of what kind."""
-        text = firewall.crowd(crowded=len(self._isolated) > 1, ip6=self.prefix is not None)
-        return text + firewall.isolation(needed=any(self._isolated.values()))
-
-    def _transparent_listener(self, family: int, option: _Option, address: str) -> socket.socket:
-        (listener,) = self.namespace.sockets(
-            family, socket.SOCK_STREAM, options=[option], bind=(address, 0), listen=_BACKLOG
-        )
-        return listener
+        return steps.as_they_are(self._isolated, ip6=self.prefix is not None)
 
     async def guard(self, added: set[tuple[str, str]], removed: set[tuple[str, str]]) -> None:
         """Tie leased addresses to the links of their ports: pairs of address and link."""
@@ -219,20 +161,20 @@ class LinuxEngine:
 
     def transparent(self) -> int:
         """A fresh transparent UDP socket of the namespace: non-blocking, with address reuse, unbound."""
-        return self._stocked(socket.AF_INET, socket.SOCK_DGRAM, [_TRANSPARENT[4], *_DATAGRAMS])
+        return self._stocked(socket.AF_INET, socket.SOCK_DGRAM, [steps.TRANSPARENT[4], *_DATAGRAMS])
 
     def transparent6(self) -> int:
         """The same for IPv6; it tells of fragments."""
         fragments = (socket.IPPROTO_IPV6, IPV6_RECVFRAGSIZE, 1)
-        return self._stocked(socket.AF_INET6, socket.SOCK_DGRAM, [_TRANSPARENT[16], fragments, *_DATAGRAMS])
+        return self._stocked(socket.AF_INET6, socket.SOCK_DGRAM, [steps.TRANSPARENT[16], fragments, *_DATAGRAMS])
 
     def connector(self, size: int) -> int:
         """A fresh transparent TCP socket of the namespace, as what the pump's listener accepts is; `size` is that of
         the addresses, in octets."""
         family = socket.AF_INET if size == 4 else socket.AF_INET6
-        return self._stocked(family, socket.SOCK_STREAM, [_TRANSPARENT[size], *GUEST_SIDE])
+        return self._stocked(family, socket.SOCK_STREAM, [steps.TRANSPARENT[size], *GUEST_SIDE])
 
-    def _stocked(self, family: int, kind: int, options: list[_Option]) -> int:
+    def _stocked(self, family: int, kind: int, options: list[Option]) -> int:
         """One of a stock, since to ask the agent takes longer than to open a flow; what is of one kind is alike."""
         stock = self._stock.setdefault((family, kind), [])
         if not stock:
@@ -242,7 +184,7 @@ class LinuxEngine:
     def dhcp_sockets(self) -> tuple[socket.socket, socket.socket, socket.socket]:
         """DHCP's three: the server's UDP socket, a raw one to send frames, and one that hears ARP."""
         gateway: tuple[str | int, ...] = ("0.0.0.0", 67)  # noqa: S104 - of the bridge only, by SO_BINDTODEVICE
-        options: list[_Option] = [
+        options: list[Option] = [
             (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
             (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
             (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE),
@@ -250,7 +192,8 @@ class LinuxEngine:
         ]
         udp = self._marked(socket.AF_INET, socket.SOCK_DGRAM, 0, options, gateway)
         (raw,) = self.namespace.sockets(socket.AF_PACKET, socket.SOCK_RAW, 0, bind=(BRIDGE, 0))
-        arp = self._marked(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP), [], (BRIDGE, _ETH_P_ARP))
+        # The protocol comes with bind(2): a socket that hears already would wait for an RCU grace period there.
+        arp = self._marked(socket.AF_PACKET, socket.SOCK_RAW, 0, [], (BRIDGE, _ETH_P_ARP))
         return udp, raw, arp
 
     def dns_sockets(self) -> tuple[socket.socket, socket.socket]:
@@ -271,14 +214,14 @@ class LinuxEngine:
         """The bridge's sockets for router solicitations (raw ICMPv6), DHCPv6 and whatever IPv6 comes (AF_PACKET), and
         the bridge's ifindex."""
         (ifindex,) = (link.ifindex for link in netlink.links(self._netlink) if link.name == BRIDGE)
-        device: list[_Option] = [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE)]
-        udp: list[_Option] = [
+        device: list[Option] = [(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, BRIDGE)]
+        udp: list[Option] = [
             (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
             (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1),
         ]
         router = self._marked(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6, device, ("::", 0))
         dhcp = self._marked(socket.AF_INET6, socket.SOCK_DGRAM, 0, device + udp, ("::", 547))
-        heard = self._marked(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IPV6), [], (BRIDGE, _ETH_P_IPV6))
+        heard = self._marked(socket.AF_PACKET, socket.SOCK_DGRAM, 0, [], (BRIDGE, _ETH_P_IPV6))
         return router, dhcp, heard, ifindex
 
     def _marked(
@@ -286,7 +229,7 @@ class LinuxEngine:
         family: int,
         kind: int,
         protocol: int,
-        options: list[_Option],
+        options: list[Option],
         bind: tuple[str | int, ...],
     ) -> socket.socket:
         """A socket that tells with each packet which port it came through, where the kernel can."""
@@ -302,7 +245,7 @@ class LinuxEngine:
 
     def links(self) -> dict[str, netlink.Link]:
         """The guests' links with their counters, by name."""
-        return {link.name: link for link in netlink.links(self._netlink) if _is_port(link.name)}
+        return {link.name: link for link in netlink.links(self._netlink) if steps.is_port(link.name)}
 
     def neighbours(self) -> list[netlink.Neighbour]:
         """The guests' IPv4 addresses and MACs that the namespace has resolved."""
@@ -323,15 +266,9 @@ class LinuxEngine:
             self._lane.forget(sock.fileno())
             sock.close()
         self._lane.forget(self.namespace.watch_fd())
+        if self._first is not None:
+            os.close(self._first[1])
         for stock in self._stock.values():
             while stock:
                 os.close(stock.pop())
         self.namespace.quit()
-
-
-def _is_port(link: str) -> bool:
-    return link.startswith(PORT_PREFIX) and link.removeprefix(PORT_PREFIX).isdigit()
-
-
-def _number(link: str) -> int:
-    return int(link.removeprefix(PORT_PREFIX))

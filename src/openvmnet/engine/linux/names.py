@@ -6,6 +6,8 @@ BRIDGE = "vmnet0"
 UPLINK = "up0"
 TO_SOCKET, TO_PYTHON = 1, 2  # marks of packets: to a socket here, to the slow path
 PORT_MARK = 0x1000  # and a port's number: the mark of what came from there
+PORT_PREFIX = "vm"  # TAPs of guests are vm1, vm2, ...
+LISTENER = 1  # the pump's port on 127.0.0.1 and ::1 of the namespace, where nobody else binds
 
 
 def limit(rate: int, unit: str = "second", burst: int | None = None) -> str:

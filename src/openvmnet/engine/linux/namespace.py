@@ -2,13 +2,13 @@
 
 `request()` blocks for one round trip: 0.1 ms for sockets, which a flow's first packet waits for. `ask()` is the same as
 a coroutine, for `ip` and `nft`, which take milliseconds that guests' traffic should not wait for. They use a connection
-each, so that an answer always belongs to the request before it; the agent serves them one at a time.
+each, so that an answer always belongs to the request before it; the agent serves them one at a time. `begin()` hands
+over work before there is an event loop, for `all()` to take the answers.
 """
 
 from __future__ import annotations
 
 import array
-import asyncio
 import contextlib
 import errno
 import json
@@ -20,7 +20,11 @@ from openvmnet.engine.linux import agent, remedy
 from openvmnet.errors import HostError, MissingFeature
 
 if TYPE_CHECKING:
+    import asyncio  # and only when it is needed: who calls begin() has not loaded it yet
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from openvmnet.engine.linux.steps import Step
 
 _MESSAGE = 1 << 18
 _FDS = 64  # descriptors in one answer; SCM_RIGHTS carries up to 253
@@ -52,8 +56,9 @@ class Namespace:
         self._quick = _connect(path)
         self._slow = _connect(path)
         self._slow.setblocking(False)
-        self._lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None
         self._serial = 0
+        self._begun: int | None = None  # the serial number of what begin() asked for
 
     def watch_fd(self) -> int:
         """A descriptor that becomes readable when the agent dies, and at no other time outside a request."""
@@ -76,23 +81,73 @@ class Namespace:
 
     async def ask(self, op: str, **values: object) -> Reply:
         """One round trip, while the loop goes on."""
-        loop = asyncio.get_running_loop()
-        async with self._lock:
+        async with self._turn():
             serial, request = self._request(op, values)
-            await loop.sock_sendall(self._slow, request)
-            while True:
-                readable: asyncio.Future[None] = loop.create_future()
-                loop.add_reader(self._slow, _resolve, readable)
-                try:
-                    await asyncio.wait_for(readable, _TIMEOUT)
-                except TimeoutError as error:
-                    raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
-                finally:
-                    loop.remove_reader(self._slow)
-                data, fds = _receive(self._slow)
-                reply = _reply(op, serial, data, fds)
-                if reply is not None:
-                    return reply
+            await _loop().sock_sendall(self._slow, request)
+            return await self._answer(op, serial)
+
+    def begin(self, steps: Sequence[Step]) -> None:
+        """Have the agent do `steps`, and come back at once: the next `all()` is about these."""
+        self._begun, request = self._request("all", {"steps": steps})
+        try:
+            self._slow.send(request)
+        except OSError as error:
+            raise HostError("the agent is gone; it was asked for 'all'") from error
+
+    @property
+    def begun(self) -> bool:
+        """Whether `begin()` was called, and `all()` not yet."""
+        return self._begun is not None
+
+    async def all(self, steps: Sequence[Step]) -> list[Reply]:
+        """The answer to each step, in order; they are done one after the other, in one round trip.
+
+        On an error no descriptor of any step stays, and the steps after the one that failed are not done.
+        """
+        async with self._turn():
+            if self._begun is None:
+                self._begun, request = self._request("all", {"steps": steps})
+                await _loop().sock_sendall(self._slow, request)
+            serial, self._begun = self._begun, None
+            values, fds = await self._answer("all", serial)
+        replies = []
+        try:
+            for step, reply in zip(steps, values["replies"], strict=False):
+                if step["op"] == "run":
+                    _check(step["argv"], reply)
+                replies.append(Reply(reply, fds[: reply["fds"]]))
+                fds = fds[reply["fds"] :]
+        except HostError:
+            for fd in [*fds, *(fd for reply in replies for fd in reply.fds)]:
+                os.close(fd)
+            raise
+        return replies
+
+    def _turn(self) -> asyncio.Lock:
+        """One at a time asks on the connection that may take long."""
+        if self._lock is None:
+            import asyncio
+
+            self._lock = asyncio.Lock()
+        return self._lock
+
+    async def _answer(self, op: str, serial: int) -> Reply:
+        import asyncio
+
+        loop = _loop()
+        while True:
+            readable: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(self._slow, _resolve, readable)
+            try:
+                await asyncio.wait_for(readable, _TIMEOUT)
+            except TimeoutError as error:
+                raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
+            finally:
+                loop.remove_reader(self._slow)
+            data, fds = _receive(self._slow)
+            reply = _reply(op, serial, data, fds)
+            if reply is not None:
+                return reply
 
     def _request(self, op: str, values: dict[str, object]) -> tuple[int, bytes]:
         self._serial += 1
@@ -140,8 +195,7 @@ class Namespace:
     async def run(self, argv: list[str], text: str) -> str:
         """Run `ip` or `nft` inside on `text`; its output. `HostError` with the program's own words when it fails."""
         done = (await self.ask("run", argv=argv, input=text)).values
-        if done["status"] != 0:
-            raise HostError(f"`{' '.join(argv)}` failed in the namespace: {done['stderr'].strip() or done['status']}")
+        _check(argv, done)
         return str(done["stdout"])
 
     def quit(self) -> None:
@@ -154,6 +208,17 @@ class Namespace:
         """Hang up; the agent stays for a while, for a process that takes over."""
         self._quick.close()
         self._slow.close()
+
+
+def _check(argv: list[str], done: dict[str, Any]) -> None:
+    if done["status"] != 0:
+        raise HostError(f"`{' '.join(argv)}` failed in the namespace: {done['stderr'].strip() or done['status']}")
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    import asyncio
+
+    return asyncio.get_running_loop()
 
 
 def _resolve(readable: asyncio.Future[None]) -> None:
@@ -191,7 +256,8 @@ def _reply(op: str, serial: int, data: bytes, fds: list[int]) -> Reply | None:
             os.close(fd)
         return None
     if "error" in values:
-        raise _explain(OSError(values["errno"], f"{op}: {values['error']}"))
+        step = "" if op == "all" else f"{op}: "
+        raise _explain(OSError(values["errno"], step + values["error"]))
     return Reply(values, fds)
 
 
@@ -201,7 +267,7 @@ def _explain(error: OSError) -> HostError:
     if "unshare" in what or "_map" in what or "setgroups" in what:
         message = f"this host lets {_who()} make no user and network namespace: {what}"
         return MissingFeature(message, hint=remedy.namespaces(error))
-    if what.startswith(("tap", "tun")) and error.errno in _NO_TUN:
+    if what.startswith(("tap", "bare-tap", "tun")) and error.errno in _NO_TUN:
         return MissingFeature(
             f"/dev/net/tun cannot be opened by {_who()}: {what}", hint="sudo modprobe tun; sudo chmod 0666 /dev/net/tun"
         )
