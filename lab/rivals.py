@@ -1,11 +1,13 @@
 """Who is measured beside openvmnet, each at the host of a world, each with a namespace in the guest's place.
 
 - kernel: a bridge in a host's own namespace, forwarding and masquerade: what root can have, and the yardstick.
+- kernel nested: the same where the network has a namespace of its own, as ours has: bridge, forwarding and masquerade
+  there, then the host's forwarding and masquerade.
 - slirp4netns, pasta: an ordinary user's network stacks, in a user and network namespace that this user made. They serve
   one namespace; for several guests one puts a bridge behind them, and the guest on it has Ethernet's MTU ("bridge").
   Without it they serve the guest's namespace itself, with the MTU of 65,520 that their manuals advise ("direct").
 
-All run as the world's unprivileged user but the kernel's. The guests have the world's congestion control.
+All run as the world's unprivileged user but the kernel's two. The guests have the world's congestion control.
 
 Each but pasta behind a bridge publishes PUBLISHED ports of its guest's; `published()` tells where.
 """
@@ -51,6 +53,7 @@ def client(bench: Bench, who: str) -> Namespace:
     """The guest namespace of contender `who`, set up when first asked for."""
     makers: dict[str, Callable[[World], AbstractContextManager[Namespace]]] = {
         "kernel": _kernel,
+        "kernel nested": _kernel_nested,
         "slirp4netns bridge": _slirp_bridge,
         "slirp4netns direct": _slirp_direct,
         "pasta bridge": _pasta_bridge,
@@ -76,13 +79,36 @@ def _kernel(world: World) -> Iterator[Namespace]:
     link(host, "eth0", world.router, "kernel0")
     world.router.batch("addr add 198.18.0.1/24 dev kernel0")
     host.batch(f"addr add {_KERNEL_HOST}/24 dev eth0", "route add default via 198.18.0.1")
+    _masquerade(host)
+    _bridged(guest, host)
+    yield guest
+
+
+@contextlib.contextmanager
+def _kernel_nested(world: World) -> Iterator[Namespace]:
+    guest, inside, host = (world.namespace(f"nested-{name}") for name in ("guest", "inside", "host"))
+    link(host, "eth0", world.router, "nested0")
+    world.router.batch("addr add 198.18.1.1/24 dev nested0")
+    host.batch("addr add 198.18.1.2/24 dev eth0", "route add default via 198.18.1.1")
+    link(inside, "eth0", host, "inside0")
+    host.batch("addr add 198.18.2.1/24 dev inside0")
+    inside.batch("addr add 198.18.2.2/24 dev eth0", "route add default via 198.18.2.1")
+    _masquerade(host)
+    _masquerade(inside)
+    _bridged(guest, inside)
+    yield guest
+
+
+def _masquerade(host: Namespace) -> None:
+    host.sysctl("net.ipv4.ip_forward", 1)
+    host.run(["nft", "-f", "-"], input=_NFT_MASQUERADE)
+
+
+def _bridged(guest: Namespace, host: Namespace) -> None:
     host.batch("link add br0 type bridge", f"addr add {KERNEL_GATEWAY}/24 dev br0", "link set br0 up")
     link(guest, "eth0", host, "port0")
     host.batch("link set port0 master br0")
     guest.batch(f"addr add {KERNEL_GUEST}/24 dev eth0", f"route add default via {KERNEL_GATEWAY}")
-    host.sysctl("net.ipv4.ip_forward", 1)
-    host.run(["nft", "-f", "-"], input=_NFT_MASQUERADE)
-    yield guest
 
 
 @contextlib.contextmanager
