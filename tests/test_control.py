@@ -257,6 +257,15 @@ def test_a_running_network_that_is_another_is_a_conflict(served, directory, conf
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize(("config", "other"), [({}, "--name"), ({"net_uuid": UUID}, "net-uuid")])
+def test_the_hint_of_a_conflict_leads_to_another_network(served, directory, config, other):
+    """By another name, a UUID would still mean the network that runs."""
+    runs(directory, mode="host", **config)
+    with pytest.raises(Conflict) as caught:
+        control.open_network(Spec(name="x", mode="host", mtu=9000, **config), progress=lambda _: None)
+    assert caught.value.hint.startswith(f"give another {other}, or")
+
+
 def test_a_running_network_that_is_the_same_is_joined(served, directory):
     runs(directory, mtu=9000, host_loopback=True)
     for spec in ({}, GIVEN, {"mtu": 9000}, {"nat66_prefix": "fd00:1::/64"}, {"host_loopback": True}):

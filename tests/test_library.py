@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import openvmnet
 from openvmnet import control, errors, messages
 from openvmnet.attach import tap
-from openvmnet.config import NetworkConfig
+from openvmnet.config import NetworkConfig, PortKind
 from openvmnet.engine.linux import tap as engine_tap
 from openvmnet.errors import CallerError, Conflict, Exhausted, HostError, OptionError, VmnetError
 from openvmnet.netdev import Subnet
@@ -58,7 +58,8 @@ class Pretended:
         if step in self._fail:
             raise self._fail[step]
 
-    def _open(self, spec: messages.Spec, *, progress: Callable[[str], None]) -> Pretended:
+    def _open(self, spec: messages.Spec, *, first: PortKind, progress: Callable[[str], None]) -> Pretended:
+        assert first == PortKind(isolated=first.isolated, offloads=False)
         self.specs.append(spec)
         progress("starting takes longer")
         self._step("network")
@@ -262,6 +263,8 @@ def test_a_wrong_argument_is_never_an_assertion(pretended: Pretended, argument: 
 def test_no_number_of_seconds_is_too_large_to_be_refused(pretended: Pretended) -> None:
     with pytest.raises(OptionError, match="'linger' expects seconds"):
         openvmnet.start(linger=10**400)
+    with pytest.raises(OptionError, match=r"'name' is for .*Shared and Host"):
+        openvmnet.start(openvmnet.Bridged(ifname="eth0"), name="lab")
 
 
 @pytest.mark.parametrize("name", [5, b"x", True])

@@ -182,11 +182,12 @@ def _refuse_other(spec: Spec, config: NetworkConfig) -> None:
         differ.append(("nat66-prefix", config.prefix, unique_local(spec.nat66_prefix)))
     if spec.host_loopback and not config.host_loopback:
         differ.append(("--host-loopback", "off", "on"))
+    other = "--name" if config.net_uuid is None else "net-uuid"  # its UUID is what such a network is known by
     for option, has, wants in differ:
         if has != wants:
             raise Conflict(
                 f"network '{config.name}' runs with {option}={has or 'none'}, not with {wants or 'none'}",
-                hint="give another --name, or the same value, or leave the option out",
+                hint=f"give another {other}, or the same value, or leave the option out",
             )
 
 

@@ -147,6 +147,12 @@ def _request(
             option="address",
             value=chosen.address,
         )
+    if isinstance(chosen, Bridged) and name is not None:
+        raise OptionError(
+            f"'name' is for openvmnet.Shared and Host: a Bridged interface is on the LAN of its ifname: {name!r}",
+            option="name",
+            value=repr(name),
+        )
     if type(linger) not in (int, float) or not isinstance(linger, int | float) or not 0 <= linger <= sys.float_info.max:
         raise OptionError(f"'linger' expects seconds from 0 on, not {linger!r}", option="linger", value=repr(linger))
     return LinkRequest(

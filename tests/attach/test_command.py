@@ -203,6 +203,15 @@ def test_name_and_identity(words: list[str], name: str, identity: str) -> None:
     assert plan.identity("/home/me") == identity
 
 
+def test_long_words_are_no_burden() -> None:
+    """A VM may be called anything; what a network is told of it stays short."""
+    one, other = (command.plan([QEMU, "-name", "n" * 100_000 + end, "-nic", "vmnet-shared"]) for end in "ab")
+    assert one.vm_name == "n" * 255
+    assert len(one.identity("/")) == 64
+    assert one.identity("/") != other.identity("/")
+    assert one.identity("/") == one.identity("/home")
+
+
 def test_same_vm_same_mac() -> None:
     one = command.plan([QEMU, "-nic", "vmnet-shared", "-hda", "/d/a.img"]).identity("/x")
     two = command.plan([QEMU, "-m", "1G", "-hda", "a.img", "-nic", "vmnet-shared"]).identity("/d")

@@ -127,6 +127,16 @@ def test_options_become_the_network_that_is_asked_for(script: str) -> None:
     assert len(json.loads(done.stdout)["fds"]) == 3
 
 
+@pytest.mark.parametrize("option", [["--name", "lab"], ["--host-loopback"]])
+def test_what_is_said_of_a_network_needs_one(script: str, option: list[str]) -> None:
+    done = drive("run", *option, script, "-nic", "vmnet-bridged,ifname=eth0")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"vmnet: '{' '.join(option)}' is for vmnet-shared and vmnet-host: "
+        "a vmnet-bridged netdev is on the LAN of its ifname\n"
+    )
+
+
 def test_a_reserved_address_goes_with_its_nic(script: str) -> None:
     done = drive(
         "run", script, "-netdev", "vmnet-shared,id=a,address=192.168.64.50", "-netdev", "vmnet-shared,id=b",

@@ -38,6 +38,8 @@ __all__ = ["Plan", "PlannedNetdev", "plan", "rewrite", "stable_mac"]
 _MAC = re.compile(r"[0-9A-Fa-f]{1,2}(?:(?::[0-9A-Fa-f]{1,2}){5}|(?:-[0-9A-Fa-f]{1,2}){5})")
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # nbd://host/disk, json:{...}
 _EXAMPLE = "vmnet run -- qemu-system-x86_64 -netdev vmnet-shared,id=net0 -device virtio-net-pci,netdev=net0 ..."
+_SHOWN = 255  # characters of a VM's name; QEMU sets no limit
+_PATH = 4096  # octets of a path, limits.h
 _NIC_OWN = ("mac", "model")
 _NIC_KEPT = ("id", *_NIC_OWN)
 
@@ -77,20 +79,29 @@ class Plan(msgspec.Struct, frozen=True):
         name = self.name
         if name is None and self.disk is not None:
             name = os.path.splitext(os.path.basename(self.disk.rstrip("/")))[0]
-        return _text(name or f"{os.path.basename(self.argv[0])}-{os.getpid()}")
+        return _text(name or f"{os.path.basename(self.argv[0])}-{os.getpid()}")[:_SHOWN]
 
     def identity(self, directory: str | None = None) -> str:
         """What the MACs follow from: the name, else the disk's absolute path, seen from `directory` (the current one).
 
-        A VM without name and disk is known by its command: the same one again gets the same MACs.
+        A VM without name and disk is known by its command: the same one again gets the same MACs. What is longer than a
+        path may be is known by its SHA-256.
         """
-        if self.name is not None:
-            return _text(self.name)
         directory = _directory() if directory is None else directory
-        if self.disk is None:
-            return _text("\0".join((directory, *self.argv)))
-        known = _PROTOCOL.match(self.disk)
-        return _text(self.disk if known else os.path.normpath(os.path.join(directory, self.disk)))
+        if self.name is not None:
+            known = self.name
+        elif self.disk is None:
+            known = "\0".join((directory, *self.argv))
+        elif _PROTOCOL.match(self.disk):
+            known = self.disk
+        else:
+            known = os.path.normpath(os.path.join(directory, self.disk))
+        known = _text(known)
+        if len(known) <= _PATH:
+            return known
+        import hashlib
+
+        return hashlib.sha256(known.encode()).hexdigest()
 
 
 def plan(argv: Sequence[str]) -> Plan:

@@ -17,7 +17,7 @@ import click
 
 from openvmnet import control, engine, messages
 from openvmnet.attach.command import plan, rewrite
-from openvmnet.errors import HostError, NotFound
+from openvmnet.errors import HostError, NotFound, OptionError
 from openvmnet.netdev import Bridged
 
 if TYPE_CHECKING:
@@ -82,9 +82,22 @@ def command(name: str | None, linger: float, host_loopback: bool, force: bool, a
         darwin.become_user()
         words = rewrite(planned, [port.vm_fd for port in ports], macs, datagrams=True)
         _become(program, words, [fd for port in ports for fd in (port.vm_fd, port.life_fd)])
+    if all(isinstance(netdev.options, Bridged) for netdev in planned.netdevs):
+        _refuse_for_bridged(name, host_loopback=host_loopback)
     spec = messages.Spec(name=name, force=force, linger=linger, host_loopback=host_loopback)
     macs, fds, kept = _plug(planned, spec)
     _become(program, rewrite(planned, fds, macs), [*fds, *kept])
+
+
+def _refuse_for_bridged(name: str | None, *, host_loopback: bool) -> None:
+    """Raise OptionError for what is said of a network, where the command has none: its netdevs are all on a LAN."""
+    said = f"--name {name}" if name is not None else "--host-loopback" if host_loopback else None
+    if said is not None:
+        raise OptionError(
+            f"'{said}' is for vmnet-shared and vmnet-host: a vmnet-bridged netdev is on the LAN of its ifname",
+            option=said.split()[0].lstrip("-"),
+            value=name if name is not None else "on",
+        )
 
 
 def _plug(planned: Plan, base: Spec) -> tuple[list[str], list[int], list[int]]:

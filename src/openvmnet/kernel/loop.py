@@ -71,6 +71,19 @@ class Lane(selectors.BaseSelector):
         """Wait for other events on a watched `fd`; 0 disarms it but for errors and hang-ups."""
         self._epoll.modify(fd, events)
 
+    def rest(self, fd: int, seconds: float) -> None:
+        """Leave a watched `fd` alone for a while, then wait for READ again: its buffer fills, and others have a turn.
+
+        Called on the running loop. A descriptor that is forgotten meanwhile stays so, and so does one that has got its
+        number since.
+        """
+        self._epoll.modify(fd, 0)
+        asyncio.get_running_loop().call_later(seconds, self._wake, fd, self._handlers[fd])
+
+    def _wake(self, fd: int, handler: Callable[[int], None]) -> None:
+        if self._handlers.get(fd) is handler:
+            self._epoll.modify(fd, READ)
+
     def hand_over(self, fd: int, handler: Callable[[int], None]) -> None:
         """Give a watched `fd` another handler. An edge that the old one saw is not reported again."""
         self._handlers[fd] = handler

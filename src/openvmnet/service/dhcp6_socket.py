@@ -6,7 +6,6 @@ changed a lease waits for the lease file. Who asks is known by the mark of the p
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import time
@@ -99,13 +98,8 @@ class Dhcp6Service:
             else:
                 self._send(_Outgoing(reply.payload, where))
         else:
-            self._lane.change(self._sock.fileno(), 0)
-            asyncio.get_running_loop().call_later(_REST, self._resume)
+            self._lane.rest(self._sock.fileno(), _REST)
         committer.kick()
-
-    def _resume(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._lane.change(self._sock.fileno(), READ)
 
     def _send(self, outgoing: _Outgoing) -> None:
         try:

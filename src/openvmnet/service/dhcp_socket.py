@@ -16,7 +16,6 @@ again, as DHCP provides for.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import struct
@@ -129,7 +128,7 @@ class DhcpService:
             else:
                 self._send(reply)
         else:
-            self._rest(self._udp)
+            self._lane.rest(self._udp.fileno(), _REST)
         # One write for the whole batch.
         committer.kick()
 
@@ -152,15 +151,7 @@ class DhcpService:
                 continue
             self.server.seen_arp(arp.sender_ip, arp.sender_mac, port=port_of(ancillary), now=now)
         else:
-            self._rest(arp_sock)
-
-    def _rest(self, sock: socket.socket) -> None:
-        self._lane.change(sock.fileno(), 0)
-        asyncio.get_running_loop().call_later(_REST, self._resume, sock)
-
-    def _resume(self, sock: socket.socket) -> None:
-        if not self._closed:
-            self._lane.change(sock.fileno(), READ)
+            self._lane.rest(arp_sock.fileno(), _REST)
 
     # Sending.
 

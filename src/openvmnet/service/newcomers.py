@@ -12,7 +12,6 @@ A solicitation is the guest's word only, so each port has a few such questions a
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import logging
 import socket
@@ -101,12 +100,7 @@ class Newcomers:
             if target is not None and target[:8] == self._network and target != self._gateway:
                 self._ask(target, port_of(ancillary), now)
         else:
-            self._lane.change(self._heard.fileno(), 0)
-            asyncio.get_running_loop().call_later(_REST, self._resume)
-
-    def _resume(self) -> None:
-        if self._heard.fileno() >= 0:
-            self._lane.change(self._heard.fileno(), READ)
+            self._lane.rest(self._heard.fileno(), _REST)
 
     def _ask(self, target: bytes, port: int | None, now: float) -> None:
         if not self._buckets.take(port, now):

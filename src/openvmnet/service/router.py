@@ -156,18 +156,13 @@ class RouterService:
             else:
                 everybody = True
         else:
-            self._lane.change(self._sock.fileno(), 0)
-            asyncio.get_running_loop().call_later(_REST, self._resume)
+            self._lane.rest(self._sock.fileno(), _REST)
         if everybody:  # one for all that this batch asked for
             if self._everybody.take(now):
                 self._send(self._message, _ALL_NODES)
             else:
                 self.counters["limited"] += 1
                 self._limited.warn("guests ask for more router advertisements to everybody than there may be")
-
-    def _resume(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._lane.change(self._sock.fileno(), READ)
 
     def _admit(self, port: int | None, now: float) -> bool:
         if self._buckets.take(port, now):
