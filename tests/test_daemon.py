@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +16,6 @@ import pytest
 from tests.netns import eventually
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lab.world import World
 
 pytestmark = pytest.mark.kernel
@@ -68,6 +67,15 @@ def test_a_file_that_is_called_like_a_module_is_not_run(world):
     said = process.communicate(timeout=30)[1]
     assert (process.returncode, said) == (0, "")
     assert world.wait_gone(8)
+
+
+def test_no_tls_is_loaded(world, hold):
+    """OpenSSL's libraries are a fifth of the memory, and a part of the time to start."""
+    hold("lean")
+    assert eventually(lambda: ports(world, "lean") == 1, 8)
+    maps = (Path("/proc") / str(record(world, "lean")["pid"]) / "maps").read_text()
+    assert "libpython" in maps or "python" in maps
+    assert "libcrypto" not in maps
 
 
 def test_two_commands_at_once_make_one_network(world, hold):

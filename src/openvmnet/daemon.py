@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     if os.fork():
         os._exit(0)
     gc.disable()  # until it runs: what is imported stays, and to look through it again and again is a fifth of the time
-    sys.modules["ssl"] = None  # type: ignore[assignment] # asyncio does without it; it takes 5 % of the time to be ready
+    _spare_openssl()
     name, ready = argv[0], int(argv[1])
     os.set_inheritable(ready, False)
     import msgspec
@@ -79,6 +80,13 @@ def main(argv: list[str]) -> int:
         _sweep(directory, keep=before is not None)
         _say(ready, messages.Started(fault=messages.Fault("HostError", f"network '{name}' failed to start: {error!r}")))
         raise
+
+
+def _spare_openssl() -> None:
+    """Nothing here speaks TLS, and asyncio and hashlib do without OpenSSL, whose libraries take time and memory."""
+    if importlib.util.find_spec("_sha256") or importlib.util.find_spec("_sha2"):  # until Python 3.11, and since 3.12
+        for module in ("ssl", "_hashlib"):
+            sys.modules[module] = None  # type: ignore[assignment] # that is how an import is made to fail
 
 
 def _prepare(name: str, spec: Spec, directory: Path) -> tuple[Choice, int, Record | None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from itertools import count
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from openvmnet.service.dhcp import DhcpConfig, DhcpServer
 from openvmnet.service.leases import LeaseBook

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from openvmnet.service.dhcp import DhcpServer
 from openvmnet.wire import dhcp4, ethernet

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from msgspec.structs import replace
 
 from openvmnet.wire import dhcp4
 from openvmnet.wire.dhcp4 import Fqdn

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from ipaddress import IPv4Address
+
+from msgspec.structs import replace
 
 from openvmnet.service.dhcp import DhcpServer
 from openvmnet.service.leases import LeaseBook

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import socket
 from unittest import mock
 
+import msgspec
 import pytest
 
 from openvmnet.errors import HostError
@@ -135,7 +135,7 @@ def test_an_opening_counts_until_its_client_gives_up():
         full.listen(0)
         stack.enter_context(socket.create_connection(full.getsockname()))
         where = full.getsockname()[1].to_bytes(2, "big")
-        bench.port._target = dataclasses.replace(bench.port._target, port=where)
+        bench.port._target = msgspec.structs.replace(bench.port._target, port=where)
         client = bench.client()
         bench.step()
         assert (bench.uplink.pending(), bench.uplink.opening) == (1, {OWNER: 1})

@@ -21,9 +21,10 @@ the moment. Hardware addresses that no guest may have (a group's, the gateway's)
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.errors import Malformed
 from openvmnet.service.buckets import Buckets
@@ -55,8 +56,7 @@ _KINDS = {
 _OUTCOMES = ("offer", "ack", "nak", "bootp", "malformed", "ignored", "limited", "refused", "evicted")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One answer. `mac` and `ip` (4 bytes) and UDP `port` are its destination.
 
     raw: the receiver has no address yet, so send a whole frame; else plain UDP. commit: wait for the lease file.

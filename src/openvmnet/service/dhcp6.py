@@ -16,9 +16,10 @@ passed over, and it gets its address all the same. Relays' messages are counted 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.errors import Malformed
 from openvmnet.service.buckets import Buckets
@@ -53,8 +54,7 @@ _RATE = 200.0  # messages a second and port
 _LINK_LOCAL = b"\xfe\x80" + bytes(6)
 
 
-@dataclass(frozen=True, slots=True)
-class Dhcp6Config:
+class Dhcp6Config(msgspec.Struct, frozen=True):
     """One network's DHCPv6; times in seconds. `mac` is the gateway's, of which its DUID is made."""
 
     prefix: IPv6Network
@@ -70,8 +70,7 @@ class Dhcp6Config:
         return self.prefix[0x10000], self.prefix[0x1FFFF]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply6:
+class Reply6(msgspec.Struct, frozen=True):
     """One answer, to port 546 of who asked. commit: it waits for the lease file."""
 
     payload: bytes

@@ -8,9 +8,10 @@ important is left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.errors import Malformed
 from openvmnet.wire import dhcp4
@@ -46,8 +47,7 @@ _IMPORTANCE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DhcpConfig:
+class DhcpConfig(msgspec.Struct, frozen=True):
     """One network's DHCP: the pool is first..last inclusive, times are in seconds, `mtu` None leaves it to the guest.
 
     `routed`: the gateway leads further; without, guests get no default route, and know at once what is out of reach.

@@ -20,16 +20,13 @@ could conclude from it that none of its neighbours has a name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+import msgspec
 
 from openvmnet.wire import dns
 from openvmnet.wire.dns import NOERROR, NXDOMAIN, Query, Record, encode_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from ipaddress import IPv6Network
 
 TTL = 10  # s, of the network's own names; an address may pass to another guest
 NEGATIVE_TTL = 2  # s, in the network's own zones
@@ -67,8 +64,7 @@ _IN_ADDR = encode_name("in-addr.arpa")
 _NIBBLES = b"0123456789abcdef"
 
 
-@dataclass(slots=True, frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a zone says: `records` answer the question, `soa` stands for "no more than this"."""
 
     rcode: int
@@ -76,8 +72,7 @@ class Answer:
     soa: Record | None
 
 
-@dataclass(slots=True, frozen=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """The IPv6 side of a network: `prefix` is a /64, `forward` and `reverse` as a zone's."""
 
     prefix: IPv6Network

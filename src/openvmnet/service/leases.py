@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -50,8 +49,7 @@ _MAX_SUFFIX = 99
 _Port = int | None
 
 
-@dataclass(slots=True)
-class Lease:
+class Lease(msgspec.Struct):
     """One binding. `client_id` is b"" where the MAC alone identifies the client, `hostname` "" where there is none.
 
     `expires` is in whole seconds since the epoch; `port` the switch port it came through, None if not known.

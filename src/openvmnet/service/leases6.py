@@ -16,7 +16,6 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,8 +55,7 @@ class Client(NamedTuple):
         return self.iaid + bytes([len(self.mac)]) + self.mac + self.duid
 
 
-@dataclass(slots=True)
-class Lease6:
+class Lease6(msgspec.Struct):
     """One binding: active until `expires`, whole seconds since the epoch. `hostname` is a label, "" for none."""
 
     client: Client

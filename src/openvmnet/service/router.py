@@ -18,7 +18,6 @@ who configures itself is content with that, and who speaks DHCPv6 is served too.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import random
 import socket
@@ -26,6 +25,8 @@ import struct
 import sys
 import time
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
@@ -96,7 +97,7 @@ class RouterService:
         self._clock = clock
         self._message = icmp6.build_advertisement(advertisement)
         # The name server goes with the router (RFC 8106 section 5.1); the prefix stays the guests' own.
-        self._farewell = icmp6.build_advertisement(dataclasses.replace(advertisement, lifetime=0, dns_lifetime=0))
+        self._farewell = icmp6.build_advertisement(msgspec.structs.replace(advertisement, lifetime=0, dns_lifetime=0))
         self._buckets = Buckets(_BURST, _REFILL)
         self._everybody = Bucket(_EVERYBODY_BURST, _EVERYBODY_REFILL, clock())
         self._limited = Notice(log)

@@ -8,15 +8,14 @@ the other.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
 
 from openvmnet.kernel import sockets, sockets6
 from openvmnet.uplink import hosterror
 from openvmnet.wire import ip, ip6
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 class SocketCalls(Protocol):
@@ -51,8 +50,7 @@ class AsIcmp(Protocol):
     def __call__(self, error: hosterror.HostError, *, quoted: bytes, destination: bytes) -> bytes | None: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Family:
+class Family(msgspec.Struct, frozen=True, eq=False):
     """One version of IP. Socket options are pairs of level and name."""
 
     sockets: SocketCalls

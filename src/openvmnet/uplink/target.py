@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """`owner` is the number of the VM's port, whose bounds hold; `port` the guest's, 2 octets in network order.
 
     `reach()` gives the guest's address (4 or 16 octets) as it is now, None where it has none; `connector(size)` a fresh

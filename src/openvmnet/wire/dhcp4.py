@@ -19,9 +19,10 @@ magic cookie is plain BOOTP and has no options.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.errors import Malformed
 
@@ -75,8 +76,7 @@ _SNAME, _FILE = 64, 128
 ZERO = bytes(4)
 
 
-@dataclass(slots=True)
-class Message:
+class Message(msgspec.Struct):
     """One message. Addresses are 4 bytes, `chaddr` has the length that hlen says, options keep their order.
 
     `sname` and `file` are without trailing zeros; both are empty where option overload used the fields.
@@ -85,7 +85,7 @@ class Message:
     op: int
     xid: int
     chaddr: bytes
-    options: dict[int, bytes] = field(default_factory=dict)
+    options: dict[int, bytes] = msgspec.field(default_factory=dict)
     htype: int = ETHERNET
     hops: int = 0
     secs: int = 0
@@ -361,8 +361,7 @@ def _name_at(value: bytes, at: int) -> tuple[str, int]:
         raise Malformed("a domain name that is not ASCII") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Fqdn:
+class Fqdn(msgspec.Struct, frozen=True):
     """The client FQDN option (RFC 4702). `name` is as given: with dots, relative if it has no trailing one.
 
     server_updates is S (the server shall do the A record), overridden O, no_updates N, canonical E (wire form).

@@ -9,7 +9,8 @@ A relay's message has another shape; it is recognised by its type and read no fu
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+
+import msgspec
 
 from openvmnet.errors import Malformed
 from openvmnet.wire.icmp6 import decode_domains, encode_domain
@@ -44,8 +45,7 @@ _ADDRESS = struct.Struct("!16sII")
 Options = list[tuple[int, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """An IA address: 16 bytes, its lifetimes in seconds, and its status where the option has one."""
 
     address: bytes
@@ -54,8 +54,7 @@ class Address:
     status: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ia:
+class Ia(msgspec.Struct, frozen=True):
     """An IA_NA, or an IA_PD (whose prefixes are not read): `iaid` of 4 bytes, T1 and T2 in seconds."""
 
     iaid: bytes
@@ -65,8 +64,7 @@ class Ia:
     status: tuple[int, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Fqdn:
+class Fqdn(msgspec.Struct, frozen=True):
     """The client FQDN option (RFC 4704): `name` dotted; it ends in a dot where the client gave a whole name."""
 
     name: str
@@ -75,13 +73,12 @@ class Fqdn:
     no_updates: bool = False
 
 
-@dataclass(slots=True)
-class Message:
+class Message(msgspec.Struct):
     """One message between client and server; `transaction` is 3 bytes."""
 
     type: int
     transaction: bytes
-    options: Options = field(default_factory=list)
+    options: Options = msgspec.field(default_factory=list)
 
     def get(self, code: int) -> bytes | None:
         """The first option of this code, None where there is none."""

@@ -15,8 +15,9 @@ the name that it is part of, which makes loops impossible.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from openvmnet.errors import Malformed
 
@@ -62,8 +63,7 @@ class Edns(NamedTuple):
     dnssec_ok: bool
 
 
-@dataclass(slots=True, frozen=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """One question. `question` is its octets as sent, `name` the name of it in lower case, in wire form."""
 
     id: bytes
@@ -92,8 +92,7 @@ class Query:
         return MIN_UDP if self.edns is None else min(max(self.edns.size, MIN_UDP), MAX_UDP)
 
 
-@dataclass(slots=True, frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """One resource record of class IN; `name` in wire form, `ttl` in seconds."""
 
     name: bytes
@@ -102,8 +101,7 @@ class Record:
     data: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """What a cache and a forwarder need of an answer.
 
     `ttls` are the offsets of all TTL fields but OPT's. `lifetime` is how long it may be kept, in seconds: the least

@@ -9,8 +9,9 @@ Sources: RFC 4861 (messages), RFC 8106 (RDNSS, DNSSL), RFC 4443 section 2.3 (che
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from openvmnet.errors import Malformed
 from openvmnet.wire import ip
@@ -33,8 +34,7 @@ _PSEUDO = struct.Struct("!16s16sII")
 _NEIGHBOUR = 24  # octets before the options
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(msgspec.Struct, frozen=True):
     """A prefix information option: the first `length` bits of `address` (16 bytes); lifetimes in seconds."""
 
     address: bytes
@@ -45,8 +45,7 @@ class Prefix:
     autonomous: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Advertisement:
+class Advertisement(msgspec.Struct, frozen=True):
     """A router advertisement. Times in seconds, but `reachable` and `retransmit` in milliseconds; 0 says nothing.
 
     `mtu` and `mac` are None where the option is absent; `dns_lifetime` is that of `dns` (16 bytes each) and `search`.

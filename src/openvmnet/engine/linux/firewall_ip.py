@@ -26,8 +26,9 @@ share.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openvmnet.engine.linux.names import BRIDGE, TO_PYTHON, TO_SOCKET, UPLINK, limit
 
@@ -57,8 +58,7 @@ _NOTHING = 59  # "no next header": there is nothing to refuse (RFC 8200 section 
 _FLAGS = "(syn|ack|rst|fin)"
 
 
-@dataclass(frozen=True)
-class _Terms:
+class _Terms(msgspec.Struct, frozen=True):
     """The words in which the two tables differ."""
 
     family: str
