@@ -2,7 +2,7 @@
 
 import sys
 
-from openvmnet.cli.main import main
+from openvmnet.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())
