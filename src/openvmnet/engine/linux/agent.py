@@ -93,6 +93,7 @@ def _main(path: str, ready: int) -> None:
         listener.listen(4)
         own = os.stat(path)
         drop_descriptors({ready, listener.fileno()})
+        gc.enable()  # its parent may do without while it loads
     except OSError as error:
         os.write(ready, f"{error.errno} {error.strerror or error}".encode())
         return
