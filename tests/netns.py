@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,14 +12,32 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pytest
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lab.netguest import PluggedNetwork
     from lab.netns import Namespace
     from lab.world import World
 
 _T = TypeVar("_T")
+
+
+def real_root(why: str) -> pytest.MarkDecorator:
+    """A test that an ordinary user's lab cannot do: there, root is root of a user namespace only."""
+    return pytest.mark.skipif(os.environ.get("OPENVMNET_LAB_UID", "0") != "0", reason=f"{why} takes real root")
+
+
+@contextlib.contextmanager
+def ping_sockets() -> Iterator[None]:
+    """The lab's own namespace allows ping sockets meanwhile."""
+    setting = Path("/proc/sys/net/ipv4/ping_group_range")
+    before = setting.read_text()
+    setting.write_text("0 2147483647" if os.environ.get("OPENVMNET_LAB_UID", "0") == "0" else "0 0")
+    yield
+    with contextlib.suppress(OSError):  # an ordinary user's lab has one group, and cannot say "no group"
+        setting.write_text(before)
 
 
 def inside(namespace: Namespace, action: Callable[[], _T]) -> _T:

@@ -272,6 +272,15 @@ def test_a_running_network_that_is_the_same_is_joined(served, directory):
         control.open_network(Spec(name="x", **spec), progress=lambda _: None).close()
 
 
+def test_a_path_that_is_too_long_gets_a_sentence(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    with pytest.raises(HostError, match=r"control\.sock is longer than the 107 octets") as caught:
+        control.open_network(Spec(name="x"), progress=lambda _: None)
+    assert "XDG_RUNTIME_DIR" in caught.value.hint
+
+
 def test_the_same_addresses_mean_the_same_network(served, directory):
     runs(directory)
     one = control.open_network(Spec(**GIVEN), progress=lambda _: None)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openvmnet import state
 from openvmnet.errors import HostError, OptionError
 from openvmnet.netdev import Subnet
+from tests.netns import real_root
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +70,9 @@ def test_a_link_is_refused(directories):
         state.runtime_root()
 
 
+@real_root("to give a directory away")
 def test_another_owners_is_refused(directories):
     root = state.runtime_root()
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to give a directory away")
     os.chown(root, 60001, 60001)
     with pytest.raises(HostError, match="owner 60001"):
         state.runtime_root()
@@ -84,13 +84,13 @@ def test_a_file_in_the_way_is_an_error_of_ours(directories):
         state.runtime_root()
 
 
+@real_root("to give a directory away")
 # There is none; it is another user's, as it is to root after su(1).
 @pytest.mark.parametrize("base", ["missing", "run"])
 def test_without_a_runtime_directory_of_the_sessions(monkeypatch, directories, base):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directories / base))
     directories.joinpath("run").chmod(0o777)
-    if os.geteuid() == 0:
-        os.chown(directories / "run", 60001, 60001)
+    os.chown(directories / "run", 60001, 60001)
     made = []
     monkeypatch.setattr(state, "_private", lambda path: made.append(path) or path)
     monkeypatch.setattr(os, "getuid", lambda: 1234)

@@ -216,10 +216,11 @@ def _private(uuid: str) -> str:
 
 
 def _dial(name: str) -> Client | None:
+    path = state.control_socket(name)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(_CALL_TIMEOUT)
     try:
-        sock.connect(str(state.runtime_root() / name / "control.sock"))
+        sock.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None

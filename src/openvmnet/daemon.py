@@ -103,10 +103,6 @@ def _prepare(name: str, spec: Spec, directory: Path) -> tuple[Choice, int, Recor
         if record is not None:
             return addressing.Choice(record.config), record.agent, record
     choice = addressing.choose(name, spec)
-    if len(str(socket).encode()) > 107:  # sun_path of unix(7), with its zero
-        from openvmnet.errors import HostError
-
-        raise HostError(f"{socket} is longer than the 107 octets of a unix socket's path; set XDG_RUNTIME_DIR shorter")
     socket.unlink(missing_ok=True)  # of a process that was killed before it had written what it is
     agent = namespace.fork_agent(socket)
     return choice, agent, None

@@ -29,6 +29,7 @@ import msgspec
 from openvmnet.errors import HostError, OptionError
 
 _T = TypeVar("_T")
+_SUN_PATH = 107  # octets, unix(7), without the zero at the end
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
@@ -80,6 +81,17 @@ def state_root() -> Path:
 def runtime(name: str) -> Path:
     """The runtime directory of network `name`, made if missing."""
     return _private(runtime_root() / check_name(name))
+
+
+def control_socket(name: str) -> Path:
+    """Where network `name` listens, the longest path of its sockets. HostError where it is longer than one may be."""
+    path = runtime_root() / name / "control.sock"
+    if len(os.fsencode(path)) > _SUN_PATH:
+        raise HostError(
+            f"{path} is longer than the {_SUN_PATH} octets of a unix socket's path",
+            hint="set XDG_RUNTIME_DIR to a shorter directory of yours, or give a shorter --name",
+        )
+    return path
 
 
 def remembered(name: str) -> Path:

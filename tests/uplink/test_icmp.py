@@ -17,6 +17,7 @@ from openvmnet.kernel.loop import Lane
 from openvmnet.uplink import icmp
 from openvmnet.uplink.icmp import IcmpUplink
 from openvmnet.wire import ip
+from tests.netns import ping_sockets, real_root
 from tests.uplink.benching import turn
 
 pytestmark = pytest.mark.kernel
@@ -25,11 +26,8 @@ GUEST, OTHER, OUTSIDE = (socket.inet_aton(one) for one in ("192.168.64.2", "192.
 
 @pytest.fixture(scope="module", autouse=True)
 def allowed(lab):
-    setting = Path("/proc/sys/net/ipv4/ping_group_range")
-    before = setting.read_text()
-    setting.write_text("0 2147483647" if os.environ.get("OPENVMNET_LAB_UID", "0") == "0" else "0 0")
-    yield
-    setting.write_text(before)
+    with ping_sockets():
+        yield
 
 
 def request(
@@ -139,6 +137,7 @@ def test_any_message_is_survived(message):
         assert len(bench.uplink) == (len(message) >= 8 and message[0] == ip.ECHO_REQUEST)
 
 
+@real_root("a range of no group")
 def test_without_permission_requests_are_counted():
     setting = Path("/proc/sys/net/ipv4/ping_group_range")
     before = setting.read_text()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from pathlib import Path
+import subprocess
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
@@ -24,7 +26,11 @@ from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.uplink.udp import UdpUplink
 from openvmnet.wire import ip, ip6
 from openvmnet.wire.fragments6 import split
+from tests.netns import ping_sockets
 from tests.uplink.benching import closed, turn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.kernel
 GUEST, OTHER, OUTSIDE, GATEWAY = "fd00::2", "fd00::3", "fd00:1::1", "fd00::1"
@@ -42,8 +48,6 @@ def of_port(number: int, packet: bytes) -> bytes:
 @pytest.fixture(scope="module", autouse=True)
 def addresses(lab):
     """All of them are the loopback's, so that a socket may have any."""
-    import subprocess
-
     for verb in ("add", "del"):
         for address in (GUEST, OTHER, OUTSIDE, GATEWAY):
             subprocess.run(["ip", "addr", verb, f"{address}/128", "dev", "lo"], check=True)
@@ -251,11 +255,19 @@ def test_a_destination_that_is_nowhere_is_a_closed_port(bench):
     assert bench.written == [ip6.build_error(packed(OUTSIDE), packet, ip6.UNREACHABLE, ip6.PORT)]
 
 
-def test_a_narrow_path_is_told_until_the_guest_fragments(bench):
-    setting = Path("/sys/class/net/lo/mtu")
-    before = setting.read_text()
-    setting.write_text("1300")
+@contextlib.contextmanager
+def narrow() -> Iterator[None]:
+    """The way outside, the loopback device here, takes packets of 1,300 octets."""
+    command = ["ip", "link", "set", "lo", "mtu"]
+    subprocess.run([*command, "1300"], check=True)
     try:
+        yield
+    finally:
+        subprocess.run([*command, "65536"], check=True)
+
+
+def test_a_narrow_path_is_told_until_the_guest_fragments(bench):
+    with narrow():
         packet = datagram(bench, bytes(1400))
         opened(bench.udp6, packet)
         (flow,) = bench.udp._flows.values()
@@ -269,20 +281,13 @@ def test_a_narrow_path_is_told_until_the_guest_fragments(bench):
         bench.guest.sendto(bytes(5000), bench.datagrams.getsockname())
         bench.step()
         assert bench.datagrams.recv(6000) == bytes(5000)
-    finally:
-        setting.write_text(before)
 
 
 def test_a_flow_that_begins_in_fragments_may_leave_in_fragments(bench):
-    setting = Path("/sys/class/net/lo/mtu")
-    before = setting.read_text()
-    setting.write_text("1300")
-    try:
+    with narrow():
         opened(bench.udp6, datagram(bench, bytes(1400)), dont_fragment=False)
         assert bench.datagrams.recv(2000) == bytes(1400)
         assert bench.written == []
-    finally:
-        setting.write_text(before)
 
 
 def test_looking_for_fragments_ends(bench, monkeypatch):
@@ -302,11 +307,8 @@ def test_looking_for_fragments_ends(bench, monkeypatch):
 
 @pytest.fixture
 def allowed():
-    setting = Path("/proc/sys/net/ipv4/ping_group_range")
-    before = setting.read_text()
-    setting.write_text("0 2147483647" if os.environ.get("OPENVMNET_LAB_UID", "0") == "0" else "0 0")
-    yield
-    setting.write_text(before)
+    with ping_sockets():
+        yield
 
 
 def test_replies_bear_the_guests_identifier_sequence_and_data(bench, allowed):
@@ -328,15 +330,10 @@ def test_the_largest_echo_comes_back_in_pieces_for_the_link(bench, allowed):
 
 
 def test_an_echo_that_the_path_does_not_take_is_told(bench, allowed):
-    setting = Path("/sys/class/net/lo/mtu")
-    before = setting.read_text()
-    setting.write_text("1300")
-    try:
+    with narrow():
         packet = ip6.build_echo_request(packed(GUEST), packed(OUTSIDE), 1, 1, bytes(1400))
         opened(bench.icmp, packet)
         assert bench.written == [ip6.build_error(packed(OUTSIDE), packet, ip6.PACKET_TOO_BIG, 0, rest=1300)]
-    finally:
-        setting.write_text(before)
 
 
 @settings(max_examples=30, deadline=None)

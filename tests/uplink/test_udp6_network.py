@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lab.world import BLACKHOLE6, PROHIBITED6, ROUTER6, SERVER6, UNREACHABLE6, WEB6
-from tests.netns import eventually, flows
+from tests.netns import eventually, flows, real_root
 
 pytestmark = pytest.mark.kernel
 IPV6_RECVERR, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO, IPV6_PMTUDISC_PROBE, IPV6_MTU = 25, 23, 2, 3, 24
@@ -156,6 +156,7 @@ def test_what_does_not_answer_is_silent(ask):
         sock.recv(10)
 
 
+@real_root("a receive buffer beyond net.core.rmem_max")
 def test_a_burst_arrives_whole(guest, world):
     """In segmented messages, both ways."""
     with (

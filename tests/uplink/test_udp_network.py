@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lab.world import BLACKHOLE, PROHIBITED, SERVER, UNREACHABLE, WEB
-from tests.netns import descriptors, eventually, flows, view
+from tests.netns import descriptors, eventually, flows, real_root, view
 
 pytestmark = pytest.mark.kernel
 IP_RECVERR, IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_PMTUDISC_PROBE, IP_MTU = 11, 10, 2, 3, 14
@@ -166,6 +166,7 @@ def test_what_does_not_answer_is_silent(ask):
         sock.recv(10)
 
 
+@real_root("a receive buffer beyond net.core.rmem_max")
 def test_a_burst_arrives_whole(guest, world):
     """As QUIC sends: hundreds of datagrams of 1,200 octets without a pause; the first of them opens the flow."""
     with (
