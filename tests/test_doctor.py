@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import pytest
 from openvmnet import doctor
 from openvmnet.doctor import Report
 from openvmnet.engine.linux import probe
+from tests.netns import real_root
 
 if TYPE_CHECKING:
     from openvmnet.engine.finding import Finding
@@ -111,10 +111,7 @@ class TestHost:
         assert "ping is degraded; to mend it: sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'\n" in out
         assert out.startswith("NEED ")
 
-    @pytest.mark.skipif(
-        os.getuid() != 0 or os.environ.get("OPENVMNET_LAB_UID", "0") != "0",
-        reason="becoming another user takes real root",
-    )
+    @real_root("becoming another user")
     def test_an_ordinary_user_has_all_that_root_has(self) -> None:
         argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "openvmnet"]
         done = subprocess.run([*argv, "doctor", "--json"], capture_output=True, text=True, check=False, timeout=60)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from openvmnet.config import NetworkConfig, PortKind
 
-_START_TIMEOUT = 15.0  # s; a start takes about 0.2 s, on a machine that swaps some seconds
+_START_TIMEOUT = 15.0  # s; a start takes about 0.3 s, on a machine that swaps some seconds
 _CALL_TIMEOUT = 10.0  # s
 _CHUNK = 1 << 16
 

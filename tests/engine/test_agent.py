@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from openvmnet.engine.linux import agent
+from tests.netns import real_root
 
 pytestmark = pytest.mark.kernel
 
@@ -294,10 +295,9 @@ with net(Path(sys.argv[1])) as made:
 """
 
 
+@real_root("becoming another user")
 def test_all_of_it_as_an_ordinary_user(lab, tmp_path):
     """A whole engine: agent, bridge, rules, ports, by a user without any right."""
-    if os.geteuid() != 0 or os.environ.get("OPENVMNET_LAB_UID", "0") != "0":
-        pytest.skip("needs root, to become another user")
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents[:2]:
         parent.chmod(0o755)

@@ -12,6 +12,7 @@ import pytest
 
 from openvmnet.engine.linux import probe
 from openvmnet.errors import MissingFeature
+from tests.netns import real_root
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,7 @@ def test_tun(tmp_path: Path) -> None:
     assert probe.tun(tmp_path / "tun").detail == f"{tmp_path}/tun has mode 0600"
 
 
-@pytest.mark.skipif(
-    os.getuid() != 0 or os.environ.get("OPENVMNET_LAB_UID", "0") != "0", reason="becoming another user takes real root"
-)
+@real_root("becoming another user")
 def test_a_tun_of_roots_alone(tmp_path: Path) -> None:
     path = Path("/dev/shm") / f"tun-{os.getpid()}"
     path.touch(mode=0o600)

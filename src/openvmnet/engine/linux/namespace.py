@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MESSAGE = 1 << 18
 _FDS = 64  # descriptors in one answer; SCM_RIGHTS carries up to 253
-_TIMEOUT = 10.0  # s; the longest request takes some tens of milliseconds
+_TIMEOUT = 10.0  # s; the longest request, a whole namespace, takes a tenth of a second
 
 # No right to it, no such file, or something else under its name (a container's /dev/null).
 _NO_TUN = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTTY, errno.ENODEV, errno.ENXIO)
