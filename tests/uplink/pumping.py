@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from openvmnet.kernel.loop import Lane
 from openvmnet.uplink.pipes import PipePool
-from openvmnet.uplink.pump import EVENTS, Flow
+from openvmnet.uplink.pump import EVENTS, QUIET, Flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ class Bench:
             self.later.append,
         )
         self.flows.append(flow)
-        self.lane.watch(flow.guest, EVENTS, flow.on_guest)
+        self.lane.watch(flow.guest, QUIET, flow.on_guest)  # as after accept(2)
         self.lane.watch(flow.host, EVENTS, flow.on_host)
         ends = End(guest), End(host)
         self.ends.extend(ends)

@@ -11,6 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,7 +106,7 @@ class Bench:
         for uplink in (self.icmp, self.udp, self.tcp):
             uplink.close()
         assert (len(self.icmp), len(self.udp), self.tcp.pending(), len(self.tcp.flows)) == (0, 0, 0, 0)
-        assert self.tcp.held == {}
+        assert len(self.tcp.accounts) == 0
         for sock in (self.server, self.datagrams, self.guest):
             sock.close()
         self.lane.close()
@@ -127,7 +128,7 @@ def syn(sport: int, dport: int, *, src: str = GUEST, dst: str = OUTSIDE, flags: 
 
 
 def opened(uplink, packet: bytes, **changes: object) -> None:
-    uplink.open(packet, ip6.parse(packet)._replace(**changes))
+    uplink.open(packet, msgspec.structs.replace(ip6.parse(packet), **changes))
 
 
 # --- TCP.

@@ -62,7 +62,7 @@ class Bench:
     def close(self) -> None:
         self.port.close()
         self.uplink.forget_port(OWNER)
-        assert (self.uplink.pending(), len(self.uplink.flows), self.uplink.opening, self.uplink.held) == (0, 0, {}, {})
+        assert (self.uplink.pending(), len(self.uplink.flows), len(self.uplink.accounts)) == (0, 0, 0)
         self.uplink.close()
         self.guest.close()
         self.lane.close()
@@ -80,7 +80,7 @@ def test_a_client_is_a_flow_of_its_owner_and_ends_with_the_port():
             bench.step()
             assert guest.recv(10) == b"early"
             assert [flow.owner for flow in bench.uplink.flows] == [OWNER]
-            assert bench.uplink.held == {OWNER: 1}
+            assert bench.uplink.accounts.of(OWNER).held == 1
             assert bench.counters["published_opened"] == 1
             bench.uplink.forget_port(OWNER)
             for end in (client, guest):
@@ -138,7 +138,7 @@ def test_an_opening_counts_until_its_client_gives_up():
         bench.port._target = msgspec.structs.replace(bench.port._target, port=where)
         client = bench.client()
         bench.step()
-        assert (bench.uplink.pending(), bench.uplink.opening) == (1, {OWNER: 1})
+        assert (bench.uplink.pending(), bench.uplink.accounts.of(OWNER).openings) == (1, 1)
         reset(client)
         bench.step()
         assert bench.uplink.pending() == 0

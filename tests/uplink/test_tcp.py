@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import Lane
-from openvmnet.uplink import tcp
+from openvmnet.uplink import account, tcp
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.wire import ip
 from tests.uplink.benching import turn
@@ -70,8 +70,8 @@ class Bench:
     def close(self) -> None:
         self.uplink.close()
         assert (self.uplink.pending(), len(self.uplink.flows)) == (0, 0)
-        assert self.uplink.opening == {}
-        assert self.uplink.held == {}
+        accounts = self.uplink.accounts
+        assert (len(accounts), accounts.openings, accounts.held) == (0, 0, 0)
         for sock in (self.server, self.stuck, self.fill):
             sock.close()
         self.lane.close()
@@ -173,7 +173,7 @@ def test_any_segment_is_survived(segment):
 
 
 def test_one_guest_has_so_many_openings(monkeypatch):
-    monkeypatch.setattr(tcp, "OPENINGS_PER_GUEST", 8)
+    monkeypatch.setattr(account, "OPENINGS_PER_OWNER", 8)
     with benched() as bench:
         for port in range(4000, 4020):
             bench.open(syn(port, bench.waiting))
@@ -234,6 +234,19 @@ def test_a_guest_that_is_gone_takes_all_with_it():
             assert (bench.uplink.pending(), len(bench.uplink.flows)) == (1, 0)
             with pytest.raises(ConnectionResetError):
                 guest.recv(1)
+
+
+def test_a_port_that_is_gone_takes_along_what_it_opened():
+    with benched() as bench:
+        ours, another = socket.inet_aton("127.0.0.9"), socket.inet_aton("127.0.0.8")
+        for source in (ours, another):
+            bench.open(syn(4001, bench.waiting, src=source))  # nobody answers
+            bench.open(syn(4002, bench.port, src=source))
+        bench.step()
+        assert (bench.uplink.pending(), len(bench.written)) == (4, 2)
+        bench.uplink.forget_port(9)
+        assert bench.uplink.pending() == 2
+        assert (bench.uplink.accounts.of(9).held, bench.uplink.accounts.of(8).held) == (0, 2)
 
 
 def test_a_flow_that_lives_gets_keep_alive():

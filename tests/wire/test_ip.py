@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -85,8 +86,8 @@ def test_damaged_packets_give_a_header_or_malformed(packet):
 @given(addresses, addresses, st.integers(0, 255), st.binary(max_size=1480), st.integers(1, 255))
 def test_what_build_writes_parse_reads(src, dst, protocol, payload, ttl):
     packet = ip.build(src, dst, protocol, payload, ttl=ttl)
-    header = ip.parse(packet)._replace(dont_fragment=True, identification=0)
-    assert header == (src, dst, protocol, ttl, True, 20, 20 + len(payload), 0)
+    header = msgspec.structs.replace(ip.parse(packet), dont_fragment=True, identification=0)
+    assert header == ip.Header(src, dst, protocol, ttl, True, 20, 20 + len(payload), 0)
     assert packet[20:] == payload
     assert folded(packet[:20]) == 0xFFFF
 

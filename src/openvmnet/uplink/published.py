@@ -26,7 +26,7 @@ from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, READ, WRITE
 from openvmnet.notice import Notice
 from openvmnet.uplink.family import IPV4, IPV6, of
-from openvmnet.uplink.pump import EVENTS, Flow
+from openvmnet.uplink.pump import EVENTS, QUIET, Flow
 
 if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
@@ -116,7 +116,7 @@ class PublishedTcp:
 
     def _open(self, host: int) -> None:
         """Ask the guest for the client at descriptor `host`."""
-        if self._tcp.full(self._owner):
+        if self._tcp.accounts.full(self._owner):
             self._counters["published_dropped"] += 1
             self._full.warn("a client of a published port was reset: its VM has as many connections as it may")
             sockets.abort(host)
@@ -141,14 +141,15 @@ class PublishedTcp:
             return
         opening = Inward(self, guest, host, address)
         self._openings.add(opening)
-        self._tcp.count_inward(self._owner, 1)
+        self._tcp.accounts.take(self._owner)
         self._lane.watch(guest, EVENTS, opening.on_guest)
-        self._lane.watch(host, EVENTS, opening.on_host)
+        self._lane.watch(host, QUIET, opening.on_host)
 
     def connected(self, opening: Inward, seen: int) -> None:
         """The guest has accepted: the pump has both from here on."""
         tcp, guest, host = self._tcp, opening.guest, opening.host
-        self._forget(opening)
+        self._openings.discard(opening)
+        opening.guest = opening.host = -1
         flow = Flow(self._lane, tcp.pool, guest, host, opening.address, tcp.ended, tcp.resume)
         flow.owner = self._owner
         tcp.begin(flow)
@@ -171,13 +172,9 @@ class PublishedTcp:
         self._end(opening)
 
     def _end(self, opening: Inward) -> None:
-        guest, host = opening.guest, opening.host
-        self._forget(opening)
-        for fd in (guest, host):
+        self._openings.discard(opening)
+        self._tcp.accounts.give_back(self._owner, opening=True)
+        for fd in (opening.guest, opening.host):
             self._lane.dropped(fd)
             sockets.abort(fd)
-
-    def _forget(self, opening: Inward) -> None:
-        self._openings.discard(opening)
-        self._tcp.count_inward(self._owner, -1)
         opening.guest = opening.host = -1

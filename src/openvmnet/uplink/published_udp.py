@@ -23,6 +23,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from openvmnet.budget import WINDOW
 from openvmnet.errors import HostError
 from openvmnet.kernel import sockets
@@ -187,7 +189,7 @@ class PublishedUdp:
         ends = int.from_bytes(self._target.port, "big"), int.from_bytes(gateway[:2], "big")
         wire = ip6 if family is IPV6 else ip
         packet = wire.build_udp(address, gateway[2:], *ends, b"")
-        header = wire.parse(packet)._replace(identification=self._owner, dont_fragment=False)
+        header = msgspec.structs.replace(wire.parse(packet), identification=self._owner, dont_fragment=False)
         if self._six == (family is IPV6):  # an error of the one family cannot be told in the other
             host.setsockopt(*family.receive_errors, 1)
         local: str = host.getpeername()[0]

@@ -1,8 +1,9 @@
 """The pump: bytes between the two sockets of a TCP connection, until both directions have ended.
 
 A flow has two directions. Each moves bytes from its source socket to its sink until the source is empty or the sink is
-full, and is called again when epoll says that this has changed. All descriptors are watched edge-triggered, once, for
-everything: no epoll_ctl(2) follows, at the price that a direction has to go on until it meets EAGAIN.
+full, and is called again when epoll says that this has changed. All descriptors are watched edge-triggered, so no
+epoll_ctl(2) follows, at the price that a direction has to go on until it meets EAGAIN. Room in an accepted socket is
+asked for once it has been missed (`asked`): before that, "there is room" would be an event that says nothing new.
 
 A direction begins by copying: one read into a shared buffer, one write. That is all a short exchange needs, with no
 pipe and no memory of its own. A read that fills the buffer is bulk, and the direction changes to splice(2), socket to
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
     from openvmnet.uplink.pipes import PipePool
 
-EVENTS = READ | WRITE | URGENT | HANGUP | EDGE
+QUIET = READ | URGENT | HANGUP | EDGE  # of a socket that is connected: it has room until a write says otherwise
+EVENTS = QUIET | WRITE
 ROUNDS = 16  # loads of up to a megabyte in one turn
 
 _COPY = 1 << 16  # octets
@@ -47,7 +49,20 @@ _vector = (_buffer,)
 class Direction:
     """One way of a flow: from descriptor `source` to descriptor `sink`."""
 
-    __slots__ = ("bulk", "done", "ending", "held", "marked", "moved", "pipe", "sink", "source", "spill", "writes")
+    __slots__ = (
+        "asked",
+        "bulk",
+        "done",
+        "ending",
+        "held",
+        "marked",
+        "moved",
+        "pipe",
+        "sink",
+        "source",
+        "spill",
+        "writes",
+    )
 
     def __init__(self, source: int, sink: int) -> None:
         self.source = source
@@ -58,6 +73,7 @@ class Direction:
         self.moved = 0  # octets since the flow began
         self.writes = 0
         self.bulk = False
+        self.asked = False  # the lane tells when the sink has room
         self.marked = False  # the source has sent urgent data: splice(2) would stop at its mark, copying goes past it
         self.ending = False  # the end of the stream is there, or a mark that reads stop at: read until EAGAIN
         self.done = False  # end of stream was seen and passed on
@@ -158,8 +174,10 @@ class Flow:
 
     def _move(self, way: Direction) -> None:
         """Move what there is, pass on the end of the stream, and close the flow when it was the second one."""
-        ended = self._splice(way) if way.bulk else self._copy(way)
-        if not ended:
+        if not (self._splice(way) if way.bulk else self._copy(way)):
+            if (way.held or way.spill) and not way.asked:
+                way.asked = True
+                self._lane.change(way.sink, EVENTS)  # which tells at once when there is room again by now
             return
         way.done = True
         if self.up.done and self.down.done:

@@ -16,6 +16,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from openvmnet.budget import Budget
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
@@ -94,33 +96,41 @@ class SlowPath:
         os.close(self._tun)
 
     def _on_packets(self, _: int) -> None:
-        budget = self.budget
-        budget.begin()
+        budget, counters, tun = self.budget, self.counters, self._tun
+        crowded = budget.crowded
+        if crowded:
+            budget.begin()
         for _ in range(PACKETS):
             try:
-                packet = os.read(self._tun, _LARGEST)
+                packet = os.read(tun, _LARGEST)
             except BlockingIOError:
                 return
-            self.counters["slowpath_packets"] += 1
-            # The port, which the firewall wrote there: into the identification, or the flow label.
+            counters["slowpath_packets"] += 1
             six = packet[0] >= _VERSION_6
+            if not crowded:
+                self._dispatch(packet, six)
+                continue
+            # The port, which the firewall wrote there: into the identification, or the flow label.
             owner = int.from_bytes(packet[2:4] if six else packet[4:6])
             if not budget.allows(owner):
-                self.counters["slowpath_over_budget"] += 1
+                counters["slowpath_over_budget"] += 1
                 continue
-            self._dispatch(packet, six=six)
+            self._dispatch(packet, six)
             budget.charge(owner)
 
-    def _dispatch(self, packet: bytes, *, six: bool) -> None:
+    def _dispatch(self, packet: bytes, six: bool) -> None:
         try:
             whole = (self._fragments6 if six else self._fragments).add(packet)
             if whole is None:
                 return
             header = ip6.parse(whole) if six else ip.parse(whole)
             if six and whole is not packet:
-                header = header._replace(dont_fragment=False)  # its sender has fragmented, and so may who is next
+                # Its sender has fragmented, and so may who is next.
+                header = msgspec.structs.replace(header, dont_fragment=False)
             uplinks = self.uplinks6 if six else self.uplinks
-            uplink = uplinks.get(header.protocol, uplinks.get(OTHERS))  # not `or`: an uplink without flows is empty
+            uplink = uplinks.get(header.protocol)
+            if uplink is None:  # not `or`: an uplink without flows is empty
+                uplink = uplinks.get(OTHERS)
             if uplink is not None:
                 uplink.open(whole, header)
         except Malformed as error:

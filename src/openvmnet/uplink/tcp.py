@@ -18,10 +18,9 @@ firewall wrote into the packet's identification (IPv6: its flow label): an addre
 IPv4 and IPv6 have a `Door` each, with a listener and an `open()` of its own; behind it, they share tables and bounds.
 Where a guest's destination is to be found from here, `destination` says: the gateway's address is this host.
 
-Bounds: OPENINGS_PER_GUEST openings of one port, `limit` flows and openings in all, of which one port may have seven
-eighths. An accepted host connection whose guest does not complete within ACCEPT_TIMEOUT is reset, and so is a flow of
-which one side has been reset while the other takes nothing for LOST_TIMEOUT. A SYN beyond a bound is dropped, counted,
-and said once.
+Bounds: those of `uplink.account`, for one port and for all. An accepted host connection whose guest does not complete
+within ACCEPT_TIMEOUT is reset, and so is a flow of which one side has been reset while the other takes nothing for
+LOST_TIMEOUT. A SYN beyond a bound is dropped, counted, and said once.
 """
 
 from __future__ import annotations
@@ -36,9 +35,10 @@ from typing import TYPE_CHECKING
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
 from openvmnet.notice import Notice
+from openvmnet.uplink.account import Accounts
 from openvmnet.uplink.family import IPV4, IPV6, Family, itself, nowhere
 from openvmnet.uplink.pipes import PipePool
-from openvmnet.uplink.pump import EVENTS, Flow
+from openvmnet.uplink.pump import EVENTS, QUIET, Flow
 from openvmnet.wire import ip
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPENINGS_PER_GUEST = 512
 ACCEPT_TIMEOUT = 30.0  # s; a guest that answers at all answers a SYN-ACK within a round trip of the bridge
 KEEPALIVE_IDLE = 600  # s; well below what home routers forget a connection after (RFC 5382: 2 h 4 min at the least)
 # Options of a socket towards a guest: it tells of a peer that is gone, and leaves urgent data in the stream.
@@ -70,11 +69,11 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("accepted", "connected", "deadline", "door", "fd", "header", "key", "last", "owner", "packet", "seen")
+    __slots__ = ("connected", "deadline", "door", "fd", "header", "key", "last", "owner", "packet", "seen")
 
     def __init__(self, door: Door, key: bytes, packet: bytes, header: ip.Header, fd: int, last: bool) -> None:
         self.door = door
-        self.owner = header.identification
+        self.owner = header.identification  # of the first SYN: the account that it is on
         self.last = last  # the destination has no other place to look at
         self.key = key
         self.packet = packet
@@ -82,7 +81,6 @@ class Opening:
         self.fd = fd
         self.connected = False
         self.seen = 0  # what epoll told in the meantime
-        self.accepted = False  # the guest came; a flow has it now
         self.deadline = 0.0
 
     def on_event(self, mask: int) -> None:
@@ -118,13 +116,10 @@ class TcpUplink:
         self.lane = lane
         self.write = write
         self.resume = resume
-        self.limit = limit
         self.pool = PipePool()
-        self.openings: dict[bytes, Opening] = {}
-        self.opening: dict[int, int] = {}  # openings by owner
-        self.held: dict[int, int] = {}  # openings and flows by owner
+        self.openings: dict[bytes, Opening] = {}  # but for those of published ports, which keep them themselves
         self.flows: set[Flow] = set()
-        self.inward = 0  # openings of published ports, which keep them themselves
+        self.accounts = Accounts(limit)
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
         # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
         self.destination: Callable[[bytes, int], bytes | None] = itself
@@ -174,63 +169,37 @@ class TcpUplink:
 
     def pending(self) -> int:
         """Openings now."""
-        return len(self.openings) + self.inward
-
-    def full(self, owner: int) -> bool:
-        """Whether a port, or all of them, have as many connections as they may."""
-        return (
-            self.opening.get(owner, 0) >= OPENINGS_PER_GUEST
-            or self.held.get(owner, 0) >= self.limit - self.limit // 8
-            or self.pending() + len(self.flows) >= self.limit
-        )
-
-    def count_inward(self, owner: int, change: int) -> None:
-        """An opening of a published port begins (1), or ends (-1), as a flow or otherwise."""
-        self.inward += change
-        _count(self.opening, owner, change)
-        _count(self.held, owner, change)
+        return self.accounts.openings
 
     def begin(self, flow: Flow) -> None:
-        """A flow begins."""
+        """An opening has become a flow."""
         self.flows.add(flow)
-        _count(self.held, flow.owner, 1)
+        self.accounts.settle(flow.owner)
 
     def forget_port(self, owner: int) -> None:
-        """The port is gone, and with it every flow of its own."""
+        """The port is gone, and with it every flow and opening of its own, from whatever address."""
         for flow in [one for one in self.flows if one.owner == owner]:
             flow.abort()
-
-    def add(self, opening: Opening) -> None:
-        """An opening begins."""
-        self.openings[opening.key] = opening
-        _count(self.opening, opening.owner, 1)
-        _count(self.held, opening.owner, 1)
-
-    def forget(self, opening: Opening) -> bool:
-        """An opening ends, as a flow or otherwise; whether it was there."""
-        if self.openings.pop(opening.key, None) is None:
-            return False
-        _count(self.opening, opening.owner, -1)
-        if not opening.accepted:
-            _count(self.held, opening.owner, -1)
-        return True
+        for opening in [one for one in self.openings.values() if one.owner == owner]:
+            self._abort(opening)
 
     def ended(self, flow: Flow) -> None:
         """A flow ends."""
         self.flows.discard(flow)
-        _count(self.held, flow.owner, -1)
+        self.accounts.give_back(flow.owner)
 
     def drop(self, guest: str, owner: int, error: OSError | None = None) -> None:
         """Leave a SYN unanswered; its sender tries again."""
         self.counters["tcp_dropped"] += 1
+        account = self.accounts.of(owner)
         self._full.warn(
-            "a connection of %s was dropped: %s (its port has %d openings and %d connections; all have %d of %d)",
+            "a connection of %s was dropped: %s (its port has %d openings, %d with its connections; all have %d of %d)",
             guest,
             error or "a bound is reached",
-            self.opening.get(owner, 0),
-            self.held.get(owner, 0),
-            len(self.flows),
-            self.limit,
+            account.openings,
+            account.held,
+            self.accounts.held,
+            self.accounts.limit,
         )
 
     def _abort(self, opening: Opening) -> None:
@@ -279,10 +248,10 @@ class Door:
                 tcp.write(packet)
             return
         owner = header.identification
-        if tcp.full(owner):
+        if tcp.accounts.full(owner):
             tcp.drop(self._family.text(header.src), owner)
             return
-        target = tcp.destination(header.dst, int.from_bytes(key[-2:], "big"))
+        target = tcp.destination(header.dst, key[-2] << 8 | key[-1])
         if target is None:
             self._answer(packet, header, errno.ECONNREFUSED)
             return
@@ -305,7 +274,8 @@ class Door:
             os.close(fd)
             self._refused(opening, result)
             return
-        tcp.add(opening)
+        self._openings[key] = opening
+        tcp.accounts.take(opening.owner)
         self._lane.watch(fd, EVENTS, opening.on_event)
 
     def connected(self, opening: Opening) -> None:
@@ -334,9 +304,10 @@ class Door:
         self._answer(packet, header, error)
 
     def forget(self, opening: Opening) -> None:
-        """An opening ends."""
-        if self._tcp.forget(opening):
+        """An opening ends, and no flow comes of it."""
+        if self._openings.pop(opening.key, None) is not None:
             self._awaited -= opening.connected
+            self._tcp.accounts.give_back(opening.owner, opening=True)
 
     def close(self) -> None:
         """Accept nothing more."""
@@ -354,30 +325,26 @@ class Door:
             if accepted is None:
                 return
             guest, peer = accepted
-            opening = self._match(guest, peer)
+            target = self._sockets.local(guest)
+            opening = self._openings.pop(peer[2:] + target[2:] + peer[:2] + target[:2], None)
             if opening is None:
                 tcp.counters["tcp_stray"] += 1
                 sockets.abort(guest)
                 continue
             host = opening.fd
             opening.fd = -1
-            opening.accepted = True
-            self.forget(opening)
+            self._awaited -= opening.connected
             flow = Flow(self._lane, tcp.pool, guest, host, peer[2:], tcp.ended, tcp.resume)
             flow.owner = opening.owner
-            tcp.flows.add(flow)
+            tcp.begin(flow)
             tcp.counters["tcp_opened"] += 1
             # The host's socket is watched already: what came while there was no flow is told to it now.
             self._lane.hand_over(host, flow.on_host)
-            self._lane.watch(guest, EVENTS, flow.on_guest)
+            self._lane.watch(guest, QUIET, flow.on_guest)
             if opening.seen:
                 flow.on_host(opening.seen)
             if not self._awaited:
                 return  # nobody else is expected: spare accept4(2) its EAGAIN
-
-    def _match(self, guest: int, peer: bytes) -> Opening | None:
-        target = self._sockets.local(guest)
-        return self._openings.get(peer[2:] + target[2:] + peer[:2] + target[:2])
 
     def _answer(self, packet: bytes, header: ip.Header, error: int) -> None:
         counters, family = self._tcp.counters, self._family
@@ -391,11 +358,3 @@ class Door:
             self._tcp.write(family.packets.build_error(self._error_source, packet, kind, code))
         else:  # ETIMEDOUT is silence outside, so silence inside; EADDRNOTAVAIL: no port is free, a retry may find one
             counters["tcp_dropped"] += 1
-
-
-def _count(table: dict[int, int], owner: int, change: int) -> None:
-    left = table.get(owner, 0) + change
-    if left:
-        table[owner] = left
-    else:
-        del table[owner]

@@ -18,6 +18,7 @@ PENDING = 64  # packets under way at once; 4 MiB at the most
 
 _MORE = 0x2000
 _OFFSET = 0x1FFF
+_PIECE = (_MORE | _OFFSET) >> 8  # in the upper octet of the two
 
 
 class Reassembly:
@@ -33,10 +34,10 @@ class Reassembly:
         """A whole packet, or a piece; the whole packet once it is complete, else None. `Malformed` for others."""
         if len(packet) < 20:
             raise Malformed(f"an IPv4 header has 20 octets or more, not {len(packet)}")
+        if not (packet[6] & _PIECE or packet[7]):
+            return packet
         fragment = int.from_bytes(packet[6:8], "big")
         more, offset = fragment & _MORE, (fragment & _OFFSET) * 8
-        if not more and not offset:
-            return packet
         header = (packet[0] & 15) * 4
         total = int.from_bytes(packet[2:4], "big")
         if packet[0] >> 4 != 4 or header < 20 or not header < total <= len(packet) or (more and (total - header) % 8):

@@ -7,7 +7,8 @@ Sources: RFC 791 (IPv4), RFC 768 (UDP), RFC 9293 (TCP), RFC 792 and RFC 1191 (IC
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+import msgspec
 
 from openvmnet.errors import Malformed
 
@@ -28,7 +29,7 @@ _TTL = 64
 _QUOTE = 548  # octets of the offending packet in an ICMP error: RFC 1812 section 4.3.2.3 stays within 576 in all
 
 
-class Header(NamedTuple):
+class Header(msgspec.Struct, frozen=True, gc=False):
     """The parts of an IPv4 header that a flow's opening needs; `payload` is the offset of what follows it.
 
     `identification` is, in what the firewall hands to Python, the number of the port that the packet came through.
