@@ -12,7 +12,7 @@ import socket
 import pytest
 
 from openvmnet.config import PortKind
-from openvmnet.engine.linux import agent, steps
+from openvmnet.engine.linux import agent, namespace, steps
 from openvmnet.engine.linux.engine import LinuxEngine
 from openvmnet.engine.linux.namespace import Namespace
 from openvmnet.errors import HostError
@@ -117,14 +117,36 @@ def test_what_begins_in_vain_leaves_nothing(lab, tmp_path, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     path = tmp_path / "agent.sock"
     pid = agent.fork(str(path))
-    namespace = Namespace(path)
-    work = steps.network(CONFIG, GATEWAY_MAC, (), {}, TestTheFirstPort.KIND)
-    namespace.begin(work)
+    begun = Namespace(path)
+    begun.begin(steps.network(CONFIG, GATEWAY_MAC, (), {}, TestTheFirstPort.KIND))
     with pytest.raises(HostError, match="syntax error"):
-        asyncio.run(namespace.all(work))
-    namespace.quit()
+        asyncio.run(begun.finish())
+    begun.quit()
     os.waitpid(pid, 0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_agent_that_is_silent_is_not_waited_for_and_its_late_answer_is_nobodys(lab, tmp_path, monkeypatch):
+    path = tmp_path / "agent.sock"
+    pid = agent.fork(str(path))
+    asked = Namespace(path)
+
+    async def live() -> None:
+        assert (await asked.ask("links")).values["links"] == ["lo"]
+        monkeypatch.setattr(namespace, "_TIMEOUT", 0.1)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(HostError, match=r"the agent did not answer 'run' within"):
+            await asked.run(["ip", "-batch", "-"], "link add br0 type bridge\n")
+        os.kill(pid, signal.SIGCONT)
+        monkeypatch.undo()
+        assert (await asked.ask("links")).values["links"] == ["lo", "br0"]
+
+    try:
+        asyncio.run(live())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        asked.quit()
+        os.waitpid(pid, 0)
 
 
 def test_a_port_that_cannot_be_made_leaves_no_device(world, monkeypatch):

@@ -67,12 +67,13 @@ class LinuxEngine:
         rules and all that is known of the ports come in one transaction: nothing is open in between. Where the agent
         has begun already (`Namespace.begun`), with the steps for a fresh namespace and `first`, this is their end.
         """
-        present: list[str] = []
-        if not self.namespace.begun:
+        if self.namespace.begun:
+            replies = await self.namespace.finish()
+        else:
             present = (await self.namespace.ask("links")).values["links"]
-        self.adopted = [name for name in present if steps.is_port(name)]
-        self._isolated = {link: isolated.get(link, True) for link in self.adopted}
-        replies = await self.namespace.all(steps.network(self.config, self.mac, present, self._isolated, first))
+            self.adopted = [name for name in present if steps.is_port(name)]
+            self._isolated = {link: isolated.get(link, True) for link in self.adopted}
+            replies = await self.namespace.all(steps.network(self.config, self.mac, present, self._isolated, first))
         fds = [fd for reply in replies for fd in reply.fds]
         if first is not None:
             self._first = first, fds.pop()

@@ -3,7 +3,7 @@
 `request()` blocks for one round trip: 0.1 ms for sockets, which a flow's first packet waits for. `ask()` is the same as
 a coroutine, for `ip` and `nft`, which take milliseconds that guests' traffic should not wait for. They use a connection
 each, so that an answer always belongs to the request before it; the agent serves them one at a time. `begin()` hands
-over work before there is an event loop, for `all()` to take the answers.
+over work before there is an event loop, and `finish()` takes the answers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Namespace:
         self._slow.setblocking(False)
         self._lock: asyncio.Lock | None = None
         self._serial = 0
-        self._begun: int | None = None  # the serial number of what begin() asked for
+        self._begun: tuple[int, Sequence[Step]] | None = None  # the serial number of what begin() asked for, and what
 
     def watch_fd(self) -> int:
         """A descriptor that becomes readable when the agent dies, and at no other time outside a request."""
@@ -87,8 +87,9 @@ class Namespace:
             return await self._answer(op, serial)
 
     def begin(self, steps: Sequence[Step]) -> None:
-        """Have the agent do `steps`, and come back at once: the next `all()` is about these."""
-        self._begun, request = self._request("all", {"steps": steps})
+        """Have the agent do `steps`, and come back at once; `finish()` has to be the next that is asked."""
+        serial, request = self._request("all", {"steps": steps})
+        self._begun = serial, steps
         try:
             self._slow.send(request)
         except OSError as error:
@@ -96,32 +97,23 @@ class Namespace:
 
     @property
     def begun(self) -> bool:
-        """Whether `begin()` was called, and `all()` not yet."""
+        """Whether `begin()` was called, and `finish()` not yet."""
         return self._begun is not None
+
+    async def finish(self) -> list[Reply]:
+        """What `all()` would give for the steps of `begin()`."""
+        if self._begun is None:
+            raise RuntimeError("nothing was begun")
+        (serial, steps), self._begun = self._begun, None
+        async with self._turn():
+            return _each(steps, await self._answer("all", serial))
 
     async def all(self, steps: Sequence[Step]) -> list[Reply]:
         """The answer to each step, in order; they are done one after the other, in one round trip.
 
         On an error no descriptor of any step stays, and the steps after the one that failed are not done.
         """
-        async with self._turn():
-            if self._begun is None:
-                self._begun, request = self._request("all", {"steps": steps})
-                await _loop().sock_sendall(self._slow, request)
-            serial, self._begun = self._begun, None
-            values, fds = await self._answer("all", serial)
-        replies = []
-        try:
-            for step, reply in zip(steps, values["replies"], strict=False):
-                if step["op"] == "run":
-                    _check(step["argv"], reply)
-                replies.append(Reply(reply, fds[: reply["fds"]]))
-                fds = fds[reply["fds"] :]
-        except HostError:
-            for fd in [*fds, *(fd for reply in replies for fd in reply.fds)]:
-                os.close(fd)
-            raise
-        return replies
+        return _each(steps, await self.ask("all", steps=steps))
 
     def _turn(self) -> asyncio.Lock:
         """One at a time asks on the connection that may take long."""
@@ -132,17 +124,16 @@ class Namespace:
         return self._lock
 
     async def _answer(self, op: str, serial: int) -> Reply:
-        import asyncio
-
         loop = _loop()
         while True:
-            readable: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(self._slow, _resolve, readable)
+            readable: asyncio.Future[bool] = loop.create_future()
+            loop.add_reader(self._slow, _resolve, readable, True)
+            late = loop.call_later(_TIMEOUT, _resolve, readable, False)
             try:
-                await asyncio.wait_for(readable, _TIMEOUT)
-            except TimeoutError as error:
-                raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s") from error
+                if not await readable:
+                    raise HostError(f"the agent did not answer '{op}' within {_TIMEOUT:.0f} s")
             finally:
+                late.cancel()
                 loop.remove_reader(self._slow)
             data, fds = _receive(self._slow)
             reply = _reply(op, serial, data, fds)
@@ -210,6 +201,23 @@ class Namespace:
         self._slow.close()
 
 
+def _each(steps: Sequence[Step], answer: Reply) -> list[Reply]:
+    """The answer to "all" as one to each step."""
+    fds = answer.fds
+    replies: list[Reply] = []
+    try:
+        for step, reply in zip(steps, answer.values["replies"], strict=False):
+            if step["op"] == "run":
+                _check(step["argv"], reply)
+            replies.append(Reply(reply, fds[: reply["fds"]]))
+            fds = fds[reply["fds"] :]
+    except HostError:
+        for fd in [*fds, *(fd for reply in replies for fd in reply.fds)]:
+            os.close(fd)
+        raise
+    return replies
+
+
 def _check(argv: list[str], done: dict[str, Any]) -> None:
     if done["status"] != 0:
         raise HostError(f"`{' '.join(argv)}` failed in the namespace: {done['stderr'].strip() or done['status']}")
@@ -221,9 +229,9 @@ def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
-def _resolve(readable: asyncio.Future[None]) -> None:
+def _resolve(readable: asyncio.Future[bool], value: bool) -> None:
     if not readable.done():
-        readable.set_result(None)
+        readable.set_result(value)
 
 
 def _connect(path: Path) -> socket.socket:
