@@ -120,6 +120,19 @@ def test_shut_write_is_an_end_of_file_and_bears_a_dead_connection(connected):
     sockets.shut_write(fd)
 
 
+def test_a_reset_connection_is_closed_and_a_half_closed_one_is_not(connected):
+    fd, other, _ = connected
+    assert not sockets.is_closed(fd)
+    sockets.shut_write(other)
+    select.select([fd], [], [], 2)
+    assert not sockets.is_closed(fd)
+    sockets.abort(other)
+    poll = select.poll()
+    poll.register(fd, 0)
+    assert poll.poll(2000)
+    assert sockets.is_closed(fd)
+
+
 def test_abort_is_a_reset(connected):
     fd, accepted, _ = connected
     os.write(fd, b"unread")

@@ -19,6 +19,7 @@ from openvmnet.uplink import account, tcp
 from openvmnet.uplink.tcp import TcpUplink
 from openvmnet.wire import ip
 from tests.uplink.benching import turn
+from tests.uplink.pumping import reset
 
 GATEWAY = socket.inet_aton("192.168.64.1")
 LOOPBACK = socket.inet_aton("127.0.0.1")
@@ -153,6 +154,47 @@ def test_a_repeated_syn_opens_nothing_new_and_the_newest_counts():
             bench.open(syn(port, bench.port, sequence=sequence))
         assert bench.written == [syn(port, bench.port, sequence=one) for one in (1, 1, 9)]
         assert bench.uplink.pending() == 2
+
+
+def test_a_syn_that_is_late_opens_nothing():
+    """It was sent again while the first one waited here, and comes when the guest has its connection already."""
+    with benched() as bench:
+        port = free_port()
+        packet = syn(port, bench.port)
+        bench.open(packet)
+        bench.step()
+        with bench.guest(port), bench.server.accept()[0]:
+            bench.step()
+            bench.open(packet)
+            bench.step()
+            assert bench.written == [packet, packet]  # the kernel knows what to answer
+            assert (bench.uplink.pending(), len(bench.uplink.flows)) == (0, 1)
+            bench.server.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                bench.server.accept()
+        bench.step()
+        assert bench.uplink.live == {}
+
+
+def test_a_guest_that_has_reset_its_connection_may_begin_anew_at_once():
+    """Its SYN is read before the reset is."""
+    with benched() as bench:
+        port = free_port()
+        packet = syn(port, bench.port)
+        bench.open(packet)
+        bench.step()
+        guest = bench.guest(port)
+        first, _ = bench.server.accept()
+        bench.step()
+        reset(guest)
+        with first:
+            bench.open(syn(port, bench.port, sequence=9))
+            assert (bench.uplink.pending(), len(bench.uplink.flows)) == (1, 1)
+            bench.step()
+            assert (bench.uplink.pending(), len(bench.uplink.flows)) == (1, 0)
+            with bench.guest(port), bench.server.accept()[0]:
+                bench.step()
+                assert [flow.key for flow in bench.uplink.flows] == list(bench.uplink.live)
 
 
 @pytest.mark.parametrize("flags", [ip.ACK, ip.SYN | ip.ACK, ip.FIN | ip.ACK, ip.SYN | ip.FIN, 0])

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from lab.world import BLACKHOLE, PROHIBITED, SERVER, UNREACHABLE, WEB
 from tests.netns import descriptors, dial, eventually, flows, inside, listen, pair, receive, resident
@@ -168,6 +169,21 @@ def test_a_port_may_be_used_again_by_a_guest_that_forgot(guest, network, world):
         again.sendall(b"x")
         assert receive(again, 1) == b"x"
         assert flows(network, world)["tcp"] == before + 1
+
+
+def test_a_syn_that_was_long_on_its_way_is_no_second_connection(guest, world):
+    """As on a congested way in: the guest has sent it again, and comes into its connection before that one is there."""
+    where = SERVER, 9010
+    with listen(world.internet, where) as listener, dial(guest, where) as sock, listener.accept()[0] as outside:
+        address, port = sock.getsockname()
+        segment = TCP(sport=port, dport=where[1], flags="S", seq=1)
+        with guest.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.sendto(bytes(IP(src=address, dst=SERVER) / segment), (SERVER, 0))
+        listener.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        sock.sendall(b"still")
+        assert receive(outside, 5) == b"still"
 
 
 def test_a_lost_syn_is_sent_again(guest, world):

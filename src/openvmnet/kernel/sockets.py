@@ -20,6 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _FAMILY = struct.pack("=H", socket.AF_INET)
 _PADDING = bytes(8)
 _SOCKADDR = 16  # sizeof(struct sockaddr_in)
+_TCP_CLOSE = 7  # include/net/tcp_states.h
 NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 IP_TRANSPARENT = 19
@@ -36,6 +37,8 @@ _one = ctypes.c_int(1)
 _one_ref = ctypes.byref(_one)
 _value = ctypes.c_int()
 _value_ref = ctypes.byref(_value)
+_octet = ctypes.c_uint8()
+_octet_ref = ctypes.byref(_octet)
 _linger_now = struct.pack("=ii", 1, 0)
 
 # Without `argtypes`: ctypes knows an int, bytes and a reference by itself, in half the time that a declaration takes.
@@ -114,6 +117,13 @@ def pending_error(fd: int) -> int:
     _length.value = 4
     _getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, _value_ref, _length_ref)
     return _value.value
+
+
+def is_closed(fd: int) -> bool:
+    """Whether a TCP socket that was connected is no more: reset, timed out, or through with everything (tcp(7))."""
+    _length.value = 1
+    _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, _octet_ref, _length_ref)  # tcpi_state comes first
+    return _octet.value == _TCP_CLOSE
 
 
 def abort(fd: int) -> None:

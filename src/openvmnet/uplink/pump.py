@@ -99,6 +99,7 @@ class Flow:
         "guest_address",
         "host",
         "kept",
+        "key",
         "lost",
         "owner",
         "up",
@@ -124,6 +125,7 @@ class Flow:
         self.up = Direction(guest, host)
         self.down = Direction(host, guest)
         self.owner = 0  # whose bounds it counts to; set by who makes it
+        self.key = b""  # of the opening that it was, where a SYN of the guest's opened it
         self.kept = False  # keep-alive is set on the host's side
         self.lost = 0.0  # when one side was reset while the other took nothing; 0 for never
         # What is urgent to the sender stays in the stream; the guest's side has this from its listener.

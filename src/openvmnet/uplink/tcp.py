@@ -5,7 +5,9 @@ yet. When the outside has accepted, the same SYN is written back to the TUN; com
 rule, and the kernel completes the handshake with the guest on the transparent listener: the guest sees its connection
 accepted exactly when the outside accepted it. Where the outside refuses, the guest gets a RST; where the kernel has no
 route or a router said so, the matching ICMP error; where nothing answers, nothing, and the host socket gives up when
-the kernel does (net.ipv4.tcp_syn_retries). A retransmitted SYN finds its pending opening.
+the kernel does (net.ipv4.tcp_syn_retries). A retransmitted SYN finds its pending opening; one that was so late that the
+guest has come meanwhile is written back for the kernel to answer, and opens nothing: the outside would take it for a
+second connection.
 
 A segment that opens nothing and has no socket comes here too, and is written back the same way. Most are of connections
 that are gone, and the kernel answers from the listener with a RST. Some have lost a race: until Linux 6.19 a lookup may
@@ -119,6 +121,7 @@ class TcpUplink:
         self.pool = PipePool()
         self.openings: dict[bytes, Opening] = {}  # but for those of published ports, which keep them themselves
         self.flows: set[Flow] = set()
+        self.live: dict[bytes, Flow] = {}  # those that a guest has opened, by the key of the opening
         self.accounts = Accounts(limit)
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
         # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
@@ -174,6 +177,8 @@ class TcpUplink:
     def begin(self, flow: Flow) -> None:
         """An opening has become a flow."""
         self.flows.add(flow)
+        if flow.key:
+            self.live[flow.key] = flow
         self.accounts.settle(flow.owner)
 
     def forget_port(self, owner: int) -> None:
@@ -186,6 +191,8 @@ class TcpUplink:
     def ended(self, flow: Flow) -> None:
         """A flow ends."""
         self.flows.discard(flow)
+        if self.live.get(flow.key) is flow:
+            del self.live[flow.key]
         self.accounts.give_back(flow.owner)
 
     def drop(self, guest: str, owner: int, error: OSError | None = None) -> None:
@@ -246,6 +253,10 @@ class Door:
             if known.connected:
                 known.deadline = time.monotonic() + ACCEPT_TIMEOUT
                 tcp.write(packet)
+            return
+        flow = tcp.live.get(key)
+        if flow is not None and not sockets.is_closed(flow.guest):  # else its end is about to be told
+            tcp.write(packet)
             return
         owner = header.identification
         if tcp.accounts.full(owner):
@@ -335,7 +346,7 @@ class Door:
             opening.fd = -1
             self._awaited -= opening.connected
             flow = Flow(self._lane, tcp.pool, guest, host, peer[2:], tcp.ended, tcp.resume)
-            flow.owner = opening.owner
+            flow.owner, flow.key = opening.owner, opening.key
             tcp.begin(flow)
             tcp.counters["tcp_opened"] += 1
             # The host's socket is watched already: what came while there was no flow is told to it now.
