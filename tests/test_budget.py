@@ -31,6 +31,45 @@ def test_share_of_a_window() -> None:
     assert budget.allows(1)
 
 
+def test_what_was_not_used_may_be_spent_at_once() -> None:
+    cpu, wall = Clock(), Clock()
+    wall.now = 50.0
+    budget = Budget(0.1, 5, cpu=cpu, wall=wall)
+    budget.crowded = True
+
+    def spend() -> float:
+        """Until there is no more, in pieces of a hundredth of a window."""
+        began = cpu.now
+        budget.begin()
+        while budget.allows(1):
+            cpu.now += WINDOW / 100
+            budget.charge(1)
+        return (cpu.now - began) / WINDOW
+
+    assert 0.5 <= spend() < 0.53
+    wall.now += WINDOW * 1.01
+    assert 0.1 <= spend() < 0.13
+    assert budget.allows(2)
+    wall.now += WINDOW * 100
+    assert 0.5 <= spend() < 0.53
+
+
+def test_a_piece_that_was_too_large_is_paid_for() -> None:
+    cpu, wall = Clock(), Clock()
+    wall.now = 50.0
+    budget = Budget(0.1, cpu=cpu, wall=wall)
+    budget.crowded = True
+    budget.begin()
+    cpu.now += WINDOW * 0.35
+    budget.charge(1)
+    allowed = []
+    for _ in range(4):
+        wall.now += WINDOW * 1.01
+        budget.begin()
+        allowed.append(budget.allows(1))
+    assert allowed == [False, False, True, True]
+
+
 def test_alone_there_is_no_limit() -> None:
     cpu = Clock()
     budget = Budget(0.1, cpu=cpu, wall=Clock())

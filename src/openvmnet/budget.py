@@ -1,9 +1,9 @@
 """Processor time of the one thread that serves everybody, shared among the guests who make it work.
 
 What a guest can ask for at will (opening flows, names that have to be looked up) has a budget. While it is *crowded*,
-which is while more than one guest is plugged, one owner may spend `share` of each window; what it asks for beyond that
-is dropped before anything is done for it, as on a congested link, and counted by who drops it. A guest that is alone
-may take what there is.
+which is while more than one guest is plugged, one owner may spend `share` of it in the long run, and what it has not
+used for up to `burst` windows at once; what it asks for beyond that is dropped before anything is done for it, as on a
+congested link, and counted by who drops it. A guest that is alone may take what there is.
 
 It is processor time, not time: on a busy machine, what other processes had would be charged to the guest.
 """
@@ -20,19 +20,21 @@ WINDOW = 0.1  # s
 
 
 class Budget:
-    """At most `share` of each window for one owner; an owner is any number that a guest cannot choose."""
+    """At most `share` of the time for one owner; an owner is any number that a guest cannot choose."""
 
-    __slots__ = ("_allowance", "_cpu", "_since", "_spent", "_wall", "_window", "crowded")
+    __slots__ = ("_cpu", "_limit", "_share", "_since", "_spent", "_wall", "_window", "crowded")
 
     def __init__(
         self,
         share: float,
+        burst: int = 1,
         *,
         cpu: Callable[[], float] = time.thread_time,
         wall: Callable[[], float] = time.monotonic,
     ) -> None:
         self.crowded = False
-        self._allowance = WINDOW * share
+        self._share = share
+        self._limit = WINDOW * share * burst
         self._cpu = cpu
         self._wall = wall
         self._spent: dict[int, float] = {}
@@ -45,13 +47,14 @@ class Budget:
             return  # the thread's clock is a system call
         now = self._wall()
         if now - self._window > WINDOW:
+            earned = (now - self._window) * self._share
             self._window = now
-            self._spent.clear()
+            self._spent = {owner: spent - earned for owner, spent in self._spent.items() if spent > earned}
         self._since = self._cpu()
 
     def allows(self, owner: int) -> bool:
-        """Whether `owner` has anything left in this window."""
-        return not self.crowded or self._spent.get(owner, 0.0) <= self._allowance
+        """Whether `owner` has anything left."""
+        return not self.crowded or self._spent.get(owner, 0.0) <= self._limit
 
     def charge(self, owner: int) -> None:
         """What was done since `begin()` or the last charge was done for `owner`."""

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from openvmnet.engine.linux import firewall_ip
+from openvmnet.engine.linux.names import limit
 from openvmnet.wire import dhcp4
 from tests.service.dhcp_world import PORT, STATIC_PORT
 
@@ -389,8 +391,8 @@ def test_perfdhcp_a_hundred_exchanges_a_second_without_a_drop(world):
 def test_a_flood_of_discovers_neither_starves_a_neighbour_nor_fills_memory(world):
     need("busybox")
     # The kernel's share of the defence, as the network's own firewall has it.
-    limit = "limit rate over 1000/second burst 1000 packets drop"
-    world.run(world.here("nft", f'add rule bridge marks prerouting iifname "port1" udp dport 67 {limit}'))
+    rate = limit(firewall_ip.DHCP_RATE, burst=firewall_ip.DHCP_AT_ONCE)
+    world.run(world.here("nft", f'add rule bridge marks prerouting iifname "port1" udp dport 67 {rate} drop'))
     neighbour = "52:54:00:aa:bb:02"
     static_guest(world, "192.168.64.250", mac=neighbour)
     script, _ = world.hook()

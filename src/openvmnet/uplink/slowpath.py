@@ -6,7 +6,7 @@ guest's direction (the accepted SYN, a RST, an ICMP error, an echo reply) is wri
 guest sent in fragments comes in fragments, and is put together.
 
 Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one port's
-openings may take SHARE of each window of time; what is beyond it is dropped unparsed, as on a congested link, and
+openings may take SHARE of the thread's time; what is beyond it is dropped unparsed, as on a congested link, and
 counted. A guest that is alone may take what there is. The firewall's own limit per port lies before all that.
 """
 
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OTHERS = -1  # in an uplink table's keys: every protocol that has none of its own
-PACKETS = 64  # taken in one turn
-SHARE = 0.4  # of the thread's time, for one port's openings while there are others
+PACKETS = 64  # opened in one turn
+READS = 1024  # in one turn, with those that are dropped: a queue of them would hold up the others' by a second
+SHARE = 0.3  # of the thread's time, for one port's openings while there are others
 _LARGEST = 65536
 _VERSION_6 = 0x60  # in the first octet, the upper half
 
@@ -97,26 +98,29 @@ class SlowPath:
 
     def _on_packets(self, _: int) -> None:
         budget, counters, tun = self.budget, self.counters, self._tun
-        crowded = budget.crowded
+        crowded, opened = budget.crowded, 0
         if crowded:
             budget.begin()
-        for _ in range(PACKETS):
+        for _ in range(READS):
             try:
                 packet = os.read(tun, _LARGEST)
             except BlockingIOError:
                 return
             counters["slowpath_packets"] += 1
             six = packet[0] >= _VERSION_6
-            if not crowded:
+            if crowded:
+                # The port, which the firewall wrote there: into the identification, or the flow label.
+                owner = int.from_bytes(packet[2:4] if six else packet[4:6])
+                if not budget.allows(owner):
+                    counters["slowpath_over_budget"] += 1
+                    continue
                 self._dispatch(packet, six)
-                continue
-            # The port, which the firewall wrote there: into the identification, or the flow label.
-            owner = int.from_bytes(packet[2:4] if six else packet[4:6])
-            if not budget.allows(owner):
-                counters["slowpath_over_budget"] += 1
-                continue
-            self._dispatch(packet, six)
-            budget.charge(owner)
+                budget.charge(owner)
+            else:
+                self._dispatch(packet, six)
+            opened += 1
+            if opened == PACKETS:
+                return
 
     def _dispatch(self, packet: bytes, six: bool) -> None:
         try:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Openings a second and port, with the burst that one may spend at once. A guest that works opens some hundred flows a
 # second; the slow path bears about ten times that, and the limit has to keep one guest from taking all of it.
 OPENINGS = 10000
-DHCP_RATE = 1000
+DHCP_RATE, DHCP_AT_ONCE = 400, 1000  # messages; twice what 100 exchanges a second take
 QUERIES = 5000  # to the gateway's name server, while there are several ports
 
 # Destinations that are nowhere, or this host itself: RFC 6890. The kernel takes 0.0.0.0 for "this host" (inet(7)).
@@ -165,7 +165,7 @@ table {name} vmnet {{
     goto opening
   }}
   chain dhcp {{
-    update @dhcp {{ meta mark {limit(DHCP_RATE)} }} counter name limited drop
+    update @dhcp {{ meta mark {limit(DHCP_RATE, burst=DHCP_AT_ONCE)} }} counter name limited drop
   }}
   chain segment {{
     tcp flags & {_FLAGS} == syn goto opening
