@@ -1,4 +1,5 @@
-"""Rows: what a guest keeps of its throughput while its neighbour floods the network (lab/flood.py).
+"""Rows: what a guest keeps of its throughput, and of its connections, while its neighbour floods the network
+(lab/flood.py).
 
 The flood takes a processor of the same machine, wherever it goes. So the figure stands beside that of the same guest
 while the same flood goes to a bare bridge of somebody else's, with as many ports: what is lost to the flood as such,
@@ -13,6 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from lab.bench_small import PORTS, exchange, exchange_server
 from lab.bench_tcp import iperf
 from lab.netguest import PluggedNetwork
 from lab.netns import Namespace, link
@@ -21,7 +23,7 @@ from lab.rivals import KERNEL_GATEWAY, client
 from lab.rows import OURS, Bench, Sampler, row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lab.world import World
 
@@ -61,13 +63,13 @@ class _Setting:
         self.network.close()
 
 
-def _under(flooder: Namespace, gateway: str, kind: str, good: Namespace, seconds: float) -> float:
+def _under(flooder: Namespace, gateway: str, kind: str, seconds: float, measure: Callable[[], float]) -> float:
     command = [sys.executable, "-m", "lab.flood", kind, "eth0", gateway, f"{seconds + 2 * _LEAD}"]
     environment = os.environ | {"PYTHONPATH": f"{CHECKOUT}"}
     process = flooder.popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(_LEAD)
     try:
-        return iperf(good, seconds)
+        return measure()
     finally:
         sent, errors = process.communicate(timeout=30)
         if process.returncode or not int(sent):
@@ -81,15 +83,32 @@ def _register(kind: str, what: str) -> None:
     @row(f"flood-{kind}", f"TCP, 1 stream, while a neighbour floods {what}", unit="Gbit/s", aims={rival: 0.8})
     def _flooded(bench: Bench) -> Iterator[dict[str, Sampler]]:
         setting: _Setting = bench.once("flood", lambda: _Setting(bench.world))
-        network, good = setting.network, setting.good
-        samplers = {
-            OURS: lambda: _under(setting.bad, network.gateway, kind, good, bench.seconds),
-            _ELSEWHERE: lambda: _under(setting.elsewhere, _GATEWAY, kind, good, bench.seconds),
-        }
+
+        def throughput() -> float:
+            return iperf(setting.good, bench.seconds)
+
+        samplers = _samplers(bench, setting, kind, throughput)
         if rival == _FORWARDED:
             flooder = client(bench, "kernel")
-            samplers[rival] = lambda: _under(flooder, KERNEL_GATEWAY, kind, good, bench.seconds)
+            samplers[rival] = lambda: _under(flooder, KERNEL_GATEWAY, kind, bench.seconds, throughput)
         yield samplers
+
+    @row(
+        f"flood-{kind}-connect", f"TCP connections, one after the other, while a neighbour floods {what}", unit="per s"
+    )
+    def _connecting(bench: Bench) -> Iterator[dict[str, Sampler]]:
+        setting: _Setting = bench.once("flood", lambda: _Setting(bench.world))
+        with exchange_server(bench.world.internet):
+            yield _samplers(bench, setting, kind, lambda: exchange(setting.good, "connect", PORTS, bench.seconds, 1))
+
+
+def _samplers(bench: Bench, setting: _Setting, kind: str, measure: Callable[[], float]) -> dict[str, Sampler]:
+    """`measure()` while the flood goes here, and elsewhere."""
+    gateway, seconds = setting.network.gateway, bench.seconds
+    return {
+        OURS: lambda: _under(setting.bad, gateway, kind, seconds, measure),
+        _ELSEWHERE: lambda: _under(setting.elsewhere, _GATEWAY, kind, seconds, measure),
+    }
 
 
 for _kind, _what in _KINDS.items():

@@ -388,42 +388,6 @@ def test_change_and_hand_over(pair):
     run(main)
 
 
-def test_rest(pair):
-    one, other = pair
-
-    async def main(lane: Lane) -> None:
-        seen = []
-        lane.watch(one.fileno(), READ, seen.append)
-        other.send(b"x")
-        lane.rest(one.fileno(), 0.05)
-        await asyncio.sleep(0.02)
-        assert seen == []
-        await asyncio.sleep(0.06)
-        assert READ in seen  # level-triggered: what came meanwhile is there
-        lane.forget(one.fileno())
-
-    run(main)
-
-
-def test_a_rest_is_over_with_its_descriptor(pair):
-    """Who gets the number next has its own events."""
-    one, other = pair
-
-    async def main(lane: Lane) -> None:
-        old, new = [], []
-        number = one.fileno()
-        lane.watch(number, READ, old.append)
-        lane.rest(number, 0.02)
-        lane.forget(number)
-        lane.watch(number, WRITE | EDGE, new.append)
-        other.send(b"x")
-        await asyncio.sleep(0.06)
-        assert (old, new) == ([], [WRITE])
-        lane.forget(number)
-
-    run(main)
-
-
 def test_more_ready_descriptors_than_one_batch_all_get_their_turn():
     async def main(lane: Lane) -> int:
         pairs = [socket.socketpair() for _ in range(400)]

@@ -161,13 +161,48 @@ def test_beyond_its_budget_a_guest_is_dropped_and_its_neighbour_not(bench):
 
 def test_what_is_beyond_the_budget_holds_nobody_up(bench, monkeypatch):
     """A neighbour's packet behind a queue of them is read in the same turn."""
-    monkeypatch.setattr(slowpath, "PACKETS", 2)
+    monkeypatch.setattr(slowpath, "SHARED", 2)
     bench.path.budget = mock.Mock(crowded=True, allows=lambda owner: owner != 1)
     for owner in (1, 1, 1, 1, 1, 2):
         bench.kernel.send(of_port(owner, ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")))
     bench.lane.select(0)
     assert len(bench.udp.opened) == 1
     assert bench.path.counters["slowpath_over_budget"] == 5
+
+
+def test_ports_have_their_turns_one_after_the_other(bench, monkeypatch):
+    monkeypatch.setattr(slowpath, "SHARED", 2)
+    monkeypatch.setattr(slowpath, "WAITING", 3)
+    bench.path.budget = mock.Mock(crowded=True, allows=lambda _: True)
+    for owner, number in ((1, 0), (1, 1), (1, 2), (1, 3), (2, 4), (3, 5)):
+        bench.kernel.send(of_port(owner, ip.build_udp(GUEST, OUTSIDE, number, 2, b"x")))
+
+    def opened() -> list[int]:
+        return [int.from_bytes(packet[20:22], "big") for packet, _ in bench.udp.opened]
+
+    bench.lane.select(0)
+    assert opened() == [0, 4]
+    assert bench.path.counters["slowpath_over_budget"] == 1  # number 3 found its queue full
+    bench.lane.select(0)
+    assert opened() == [0, 4, 5, 1]
+    bench.path.budget.crowded = False  # the others have left; what waits has its turn all the same
+    bench.feed(ip.build_udp(GUEST, OUTSIDE, 6, 2, b"x"))
+    for _ in range(3):
+        bench.lane.select(0)
+    assert sorted(opened()) == [0, 1, 2, 4, 5, 6]
+    assert bench.path._queues == {}
+
+
+def test_what_waits_goes_with_the_path(bench, monkeypatch):
+    monkeypatch.setattr(slowpath, "SHARED", 1)
+    bench.path.budget = mock.Mock(crowded=True, allows=lambda _: True)
+    for _ in range(3):
+        bench.kernel.send(of_port(1, ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")))
+    bench.lane.select(0)
+    bench.path.close()
+    bench.lane.select(0)
+    assert len(bench.udp.opened) == 1
+    bench.path.close = lambda: None
 
 
 def test_what_the_kernel_does_not_take_is_lost(bench):

@@ -291,6 +291,24 @@ def test_a_port_that_is_gone_takes_along_what_it_opened():
         assert (bench.uplink.accounts.of(9).held, bench.uplink.accounts.of(8).held) == (0, 2)
 
 
+def test_whose_tcp_moves_is_known_by_port():
+    with benched() as bench:
+        port = free_port()
+        bench.open(syn(port, bench.port))  # of 127.0.0.1, whose port is number 1 here
+        bench.step()
+        with bench.guest(port) as guest:
+            bench.step()
+            before = bench.uplink.turns(2)
+            for _ in range(3):
+                guest.sendall(b"x")
+                bench.step()
+            assert bench.uplink.turns(2) == before + 3
+            assert bench.uplink.turns(1) == 0
+        bench.step()
+        bench.uplink.forget_port(1)
+        assert bench.uplink.turns(2) == 0
+
+
 def test_a_flow_that_lives_gets_keep_alive():
     with benched() as bench:
         port = free_port()

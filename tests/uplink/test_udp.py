@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +19,9 @@ from openvmnet.uplink import udp
 from openvmnet.uplink.udp import UdpUplink
 from openvmnet.wire import ip
 from tests.uplink.benching import closed, turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GUEST, OTHER, OUTSIDE = (socket.inet_aton(one) for one in ("127.0.0.1", "127.0.0.3", "127.0.0.2"))
 
@@ -115,6 +121,81 @@ def test_the_idlest_flow_of_who_has_most_gives_way():
         kept = sorted(int.from_bytes(key[8:10], "big") for key in bench.uplink._flows)
         assert kept == [5000, 5001, *range(6042, 6050)]
         assert bench.uplink.counters["udp_evicted"] == 42
+
+
+def test_a_ports_flows_rest_together_while_others_want_the_thread():
+    with benched() as bench:
+        later: list[Callable[[], None]] = []
+        bench.uplink.later = lambda _, work: later.append(work)
+        callers = []
+        for sport in (6000, 6001):
+            bench.open(sport=sport)
+            callers.append(bench.server.recvfrom(10)[1])
+        bench.open(src=OTHER, sport=5000)
+        another = bench.server.recvfrom(10)[1]
+        delivered = mock.Mock(return_value=1)
+        bench.uplink._deliver = lambda flow, _: delivered(flow.owner)
+        ours, theirs = int.from_bytes(GUEST[2:], "big"), int.from_bytes(OTHER[2:], "big")
+        bench.uplink.allows = lambda owner: owner != ours
+        for caller in (*callers, another):
+            bench.server.sendto(b"y", caller)
+        bench.step()
+        assert delivered.mock_calls == [mock.call(theirs)]
+        assert len(later) == 1  # one rest for all of them, and nothing spins
+        bench.uplink.allows = lambda _: True
+        later[0]()
+        bench.step()
+        assert delivered.mock_calls == [mock.call(theirs), mock.call(ours), mock.call(ours)]
+
+
+def test_a_port_beyond_its_budget_has_the_thread_while_nobodys_tcp_wants_it(monkeypatch):
+    with benched() as bench:
+        bench.open()
+        (number,) = bench.uplink._owners
+        moved = [0]
+        bench.uplink.turns = lambda but: moved[0] if but == number else -1
+        bench.uplink.budget = mock.Mock(crowded=True, allows=lambda _: False)
+        begin = time.monotonic()
+        allowed = []
+        for second, turns in enumerate((0, 5, 100, 100)):
+            moved[0] = turns
+            monkeypatch.setattr(time, "monotonic", lambda second=second: begin + second)
+            allowed.append(bench.uplink.allows(number))
+        assert allowed == [True, True, False, True]
+        assert bench.uplink.allows(number + 1)  # whose first flow it would be
+        monkeypatch.setattr(time, "monotonic", lambda: begin + 5)
+        moved[0] = 200
+        bench.open(sport=6000)
+        assert (len(bench.uplink), bench.uplink.counters["udp_dropped"]) == (1, 1)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])  # the nest itself, the guest's socket, the host's
+def test_a_flow_that_cannot_be_watched_has_not_begun(monkeypatch, failing):
+    real, epolls = select.epoll, []
+
+    class Epoll:
+        def __init__(self) -> None:
+            if failing == 0:
+                raise OSError(24, "Too many open files")
+            self._epoll, self._watched = real(), 0
+            epolls.append(self)
+
+        def register(self, fd: int, events: int) -> None:
+            self._watched += 1
+            if self._watched == failing:
+                raise OSError(28, "No space left on device")
+            self._epoll.register(fd, events)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._epoll, name)
+
+    with benched() as bench:
+        monkeypatch.setattr("openvmnet.kernel.nest.select.epoll", Epoll)
+        bench.open()
+        monkeypatch.undo()
+        assert (len(bench.uplink), bench.uplink._owners) == (0, {})
+        assert bench.uplink.counters["udp_dropped"] == 1
+        assert all(one.closed for one in epolls)
 
 
 def test_a_flow_in_use_is_not_the_idlest(monkeypatch):

@@ -56,6 +56,7 @@ class Lane(selectors.BaseSelector):
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._fresh: set[int] = set()  # watched since the batch in hand was fetched
+        self._again: list[Callable[[], None]] = []  # who has more to do than a turn allows
         self._rhythm = 0
         self.wanted = False  # asyncio has been given something to do since select() began
 
@@ -83,6 +84,10 @@ class Lane(selectors.BaseSelector):
     def _wake(self, fd: int, handler: Callable[[int], None]) -> None:
         if self._handlers.get(fd) is handler:
             self._epoll.modify(fd, READ)
+
+    def again(self, work: Callable[[], None]) -> None:
+        """Call `work` after the events of the next turn, which does not wait for any."""
+        self._again.append(work)
 
     def hand_over(self, fd: int, handler: Callable[[int], None]) -> None:
         """Give a watched `fd` another handler. An edge that the old one saw is not reported again."""
@@ -149,7 +154,8 @@ class Lane(selectors.BaseSelector):
         wait = -1.0 if timeout is None else 0.0 if timeout <= 0 else math.ceil(timeout * 1000) / 1000
         ready = []
         handlers, fresh = self._handlers, self._fresh
-        events = self._wait(wait)
+        again, self._again = self._again, []
+        events = self._wait(0.0 if again else wait)
         fresh.clear()
         for fd, mask in events:
             if fd in fresh:
@@ -168,6 +174,11 @@ class Lane(selectors.BaseSelector):
                     selectors.EVENT_WRITE if mask & ~select.EPOLLIN else 0
                 )
                 ready.append((key, kinds & key.events))
+        for work in again:
+            try:
+                work()
+            except Exception:
+                log.exception("what was to go on failed")
         return ready
 
     def _wait(self, wait: float) -> list[tuple[int, int]]:

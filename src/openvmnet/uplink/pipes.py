@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import defaultdict
 
 F_SETPIPE_SZ = 1031
 SIZE = 1 << 20  # octets; what one splice(2) may carry
@@ -21,7 +22,7 @@ class PipePool:
     def __init__(self, limit: int = LIMIT, size: int = SIZE) -> None:
         self.size = size
         self.lent = 0
-        self.turns = 0  # pump turns of all flows, for who wants to know whether TCP is moving
+        self.turns: defaultdict[int, int] = defaultdict(int)  # of the pump, by owner: whose TCP is moving
         self._limit = limit
         self._free: list[tuple[int, int]] = []
 

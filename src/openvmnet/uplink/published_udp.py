@@ -148,7 +148,6 @@ class PublishedUdp:
             self._udp.adopt(flow)
         except BaseException:
             for fd in (guest, host.detach()):
-                self._lane.forget(fd)
                 os.close(fd)
             raise
         host.detach()

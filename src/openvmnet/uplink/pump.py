@@ -176,6 +176,7 @@ class Flow:
 
     def _move(self, way: Direction) -> None:
         """Move what there is, pass on the end of the stream, and close the flow when it was the second one."""
+        self._pool.turns[self.owner] += 1
         if not (self._splice(way) if way.bulk else self._copy(way)):
             if (way.held or way.spill) and not way.asked:
                 way.asked = True
@@ -225,7 +226,6 @@ class Flow:
         if way.spill:
             return self._copy(way)
         pool = self._pool
-        pool.turns += 1
         if way.pipe is None:
             way.pipe = pool.borrow()
             if way.pipe is None:

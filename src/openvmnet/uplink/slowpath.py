@@ -8,12 +8,16 @@ guest sent in fragments comes in fragments, and is put together.
 Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one port's
 openings may take SHARE of the thread's time; what is beyond it is dropped unparsed, as on a congested link, and
 counted. A guest that is alone may take what there is. The firewall's own limit per port lies before all that.
+
+The TUN is one queue for all. While there are several guests, it is emptied at once into a queue for each port, and the
+ports have their turns one after the other: whoever opens a flow a second waits for nobody who opens thousands.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -34,8 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OTHERS = -1  # in an uplink table's keys: every protocol that has none of its own
-PACKETS = 64  # opened in one turn
-READS = 1024  # in one turn, with those that are dropped: a queue of them would hold up the others' by a second
+PACKETS = 64  # in one turn
+SHARED = 16  # in one turn of several guests
+READS = 2048  # from the TUN into the ports' queues in one turn
+WAITING = 256  # packets of one port
 SHARE = 0.3  # of the thread's time, for one port's openings while there are others
 _LARGEST = 65536
 _VERSION_6 = 0x60  # in the first octet, the upper half
@@ -73,6 +79,8 @@ class SlowPath:
         self.uplinks: dict[int, Uplink] = {}
         self.uplinks6: dict[int, Uplink] = {}
         self.budget = Budget(SHARE)
+        self._queues: dict[int, deque[bytes]] = {}  # of the ports that have anything here, in the order of their turns
+        self._going_on = False
         self.counters = {
             "slowpath_packets": 0,
             "slowpath_malformed": 0,
@@ -94,33 +102,64 @@ class SlowPath:
     def close(self) -> None:
         """Stop reading, and close the TUN."""
         self._lane.forget(self._tun)
+        self._queues.clear()
         os.close(self._tun)
 
     def _on_packets(self, _: int) -> None:
-        budget, counters, tun = self.budget, self.counters, self._tun
-        crowded, opened = budget.crowded, 0
-        if crowded:
-            budget.begin()
-        for _ in range(READS):
+        if self.budget.crowded or self._queues:
+            self._sort()
+            if not self._going_on:
+                self._in_turn()
+            return
+        counters, tun = self.counters, self._tun
+        for _ in range(PACKETS):
             try:
                 packet = os.read(tun, _LARGEST)
             except BlockingIOError:
                 return
             counters["slowpath_packets"] += 1
-            six = packet[0] >= _VERSION_6
-            if crowded:
-                # The port, which the firewall wrote there: into the identification, or the flow label.
-                owner = int.from_bytes(packet[2:4] if six else packet[4:6])
-                if not budget.allows(owner):
-                    counters["slowpath_over_budget"] += 1
-                    continue
-                self._dispatch(packet, six)
-                budget.charge(owner)
-            else:
-                self._dispatch(packet, six)
-            opened += 1
-            if opened == PACKETS:
+            self._dispatch(packet, packet[0] >= _VERSION_6)
+
+    def _sort(self) -> None:
+        """Empty the TUN into a queue for each port."""
+        counters, queues = self.counters, self._queues
+        for _ in range(READS):
+            try:
+                packet = os.read(self._tun, _LARGEST)
+            except BlockingIOError:
                 return
+            counters["slowpath_packets"] += 1
+            # The port, which the firewall wrote there: into the identification, or the flow label.
+            owner = int.from_bytes(packet[2:4] if packet[0] >= _VERSION_6 else packet[4:6])
+            queue = queues.get(owner)
+            if queue is None:
+                queue = queues[owner] = deque()
+            if len(queue) < WAITING:
+                queue.append(packet)
+            else:
+                counters["slowpath_over_budget"] += 1
+
+    def _in_turn(self) -> None:
+        """One packet of each port after the other, as far as its budget goes."""
+        self._going_on = False
+        budget, queues = self.budget, self._queues
+        budget.begin()
+        for _ in range(SHARED):
+            if not queues:
+                return
+            owner = next(iter(queues))
+            queue = queues.pop(owner)
+            if not budget.allows(owner):
+                self.counters["slowpath_over_budget"] += len(queue)
+                continue
+            packet = queue.popleft()
+            if queue:
+                queues[owner] = queue  # behind the others
+            self._dispatch(packet, packet[0] >= _VERSION_6)
+            budget.charge(owner)
+        if queues:
+            self._going_on = True
+            self._lane.again(self._in_turn)
 
     def _dispatch(self, packet: bytes, six: bool) -> None:
         try:

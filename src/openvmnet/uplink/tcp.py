@@ -166,9 +166,10 @@ class TcpUplink:
             self.forget_guest(address)
         self.pool.close()
 
-    def turns(self) -> int:
-        """Turns in which bulk was moved, since the beginning."""
-        return self.pool.turns
+    def turns(self, owner: int) -> int:
+        """Turns in which TCP of others than `owner` was moved, since the beginning."""
+        turns = self.pool.turns
+        return sum(turns.values()) - turns.get(owner, 0)
 
     def pending(self) -> int:
         """Openings now."""
@@ -187,6 +188,7 @@ class TcpUplink:
             flow.abort()
         for opening in [one for one in self.openings.values() if one.owner == owner]:
             self._abort(opening)
+        self.pool.turns.pop(owner, None)
 
     def ended(self, flow: Flow) -> None:
         """A flow ends."""

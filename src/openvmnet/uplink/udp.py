@@ -17,8 +17,9 @@ Both versions of IP share tables and bounds; what differs between them is a flow
 is to be found from here, `destination` says: the gateway's address is this host.
 
 Datagrams know no back pressure: a guest that sends more than the path takes would take the whole thread. While other
-guests are plugged and TCP is moving, one port's datagrams may have SHARE of it; beyond that its sockets rest until the
-next window, and what their queues do not hold is lost, as on a slower link.
+guests are plugged and their TCP is moving, one port's flows and their beginnings may have SHARE of it; beyond that its
+sockets rest until the next window, and what their queues do not hold is lost, as on a slower link. A port's flows take
+turns together (`uplink.udp_owner`), so that nobody waits for thousands of them.
 
 Flows end after IDLE_NEW seconds without a datagram, after IDLE_ANSWERED once the outside has answered (conntrack's
 nf_conntrack_udp_timeout and _timeout_stream). The table is bounded; when it is full, the least recently active flow of
@@ -34,10 +35,9 @@ import os
 import socket
 import struct
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from openvmnet.budget import WINDOW, Budget
+from openvmnet.budget import Budget
 from openvmnet.errors import HostError
 from openvmnet.kernel import sockets, sockets6
 from openvmnet.kernel.loop import BROKEN, READ
@@ -45,6 +45,7 @@ from openvmnet.kernel.mmsg import Batch
 from openvmnet.notice import Notice
 from openvmnet.uplink import hosterror
 from openvmnet.uplink.family import IPV4, IPV6, Family, itself
+from openvmnet.uplink.udp_owner import UdpOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,9 +57,8 @@ log = logging.getLogger(__name__)
 
 IDLE_NEW = 30.0  # s
 IDLE_ANSWERED = 180.0  # s
-SHARE = 0.15  # of the thread's time, for one port's datagrams while others' TCP wants it too
+SHARE = 0.12  # of the thread's time, for one port's datagrams while others' TCP wants it too
 LOOKS = 256  # datagrams after "packet too big", among which one in fragments says that the guest has heard it
-_QUIET = 10  # turns of TCP in a window that are nobody's bulk
 _TOUCH = 1.0  # s; activity is noted no more often than this
 _ROUNDS = 2  # batches moved in one turn; the rest waits for the next, which level-triggered epoll promises
 _BATCH = 64  # datagrams
@@ -123,9 +123,8 @@ class UdpFlow:
         if mask & BROKEN:
             # The guest's own ICMP error about an answer: nobody outside waits for it; reading it clears it.
             sockets.pending_error(self.guest)
-        if mask & READ and self._udp.allows(self, self.guest):
+        if mask & READ:
             self._udp.relay_up(self)
-            self._udp.budget.charge(self.owner)
 
     def on_host(self, mask: int) -> None:
         """The outside has answered, or reported an error."""
@@ -133,9 +132,8 @@ class UdpFlow:
             return
         if mask & BROKEN:
             self._udp.report(self)
-        if mask & READ and self._udp.allows(self, self.host):
+        if mask & READ:
             self._udp.relay_down(self)
-            self._udp.budget.charge(self.owner)
 
 
 class UdpUplink:
@@ -154,18 +152,14 @@ class UdpUplink:
         self._mtu = mtu
         self._limit = limit
         self._batch = Batch(_BATCH, _LARGEST, names=False)
-        self._owners: dict[int, OrderedDict[bytes, UdpFlow]] = {}  # the least recently active first
+        self._owners: dict[int, UdpOwner] = {}
         self._flows: dict[bytes, UdpFlow] = {}
         self._failed, self._full = Notice(log), Notice(log)
-        self._paused: list[tuple[UdpFlow, int]] = []
-        self._turns = 0
-        self._contended = False
-        self._looked = 0.0
         self.budget = Budget(SHARE)
         # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
         self.destination: Callable[[bytes, int], bytes | None] = itself
-        # Set by the network: what counts the turns of everybody's TCP, and how to be called later.
-        self.turns: Callable[[], int] = lambda: 0
+        # Set by the network: what counts the turns of others' TCP than a port's, and how to be called later.
+        self.turns: Callable[[int], int] = lambda _: 0
         self.later: Callable[[float, Callable[[], None]], object] = lambda _, work: work()
         self.counters = {"udp_opened": 0, "udp_evicted": 0, "udp_errors": 0, "udp_dropped": 0}
 
@@ -190,41 +184,29 @@ class UdpUplink:
         if not 8 <= length <= header.total - offset:
             return  # no kernel would take it for a datagram either
         key = packet[family.addresses] + packet[offset : offset + 4]
+        payload = packet[offset + 8 : offset + length]
         flow = self._flows.get(key)
-        fresh = flow is None
-        if flow is None:
-            flow = self._make(family, key, packet, header)
-            if flow is None:
-                return
-        self._send_one(flow, packet[offset + 8 : offset + length])
-        if fresh:
+        if flow is not None:
+            self._send_one(flow, payload)
+            return
+        owner = header.identification
+        if not self.allows(owner):
+            self.counters["udp_dropped"] += 1
+            return
+        flow = self._make(family, key, packet, header)
+        if flow is not None:
+            self._send_one(flow, payload)
             self._settle(flow)
+        self.budget.charge(owner)
 
-    def allows(self, flow: UdpFlow, fd: int) -> bool:
-        """Whether the flow's port may have a turn now; if not, its descriptor `fd` rests until the next window."""
+    def allows(self, number: int) -> bool:
+        """Whether a port's datagrams may have a turn, which begins now."""
         budget = self.budget
         budget.begin()
-        if not budget.crowded or budget.allows(flow.owner) or not self._is_contended():
+        if not budget.crowded or budget.allows(number):
             return True
-        self._lane.change(fd, 0)
-        if not self._paused:
-            self.later(WINDOW, self._resume)
-        self._paused.append((flow, fd))
-        return False
-
-    def _is_contended(self) -> bool:
-        now = time.monotonic()
-        if now - self._looked > WINDOW:
-            turns = self.turns()
-            self._contended = turns - self._turns > _QUIET
-            self._turns, self._looked = turns, now
-        return self._contended
-
-    def _resume(self) -> None:
-        paused, self._paused = self._paused, []
-        for flow, fd in paused:
-            if fd in (flow.guest, flow.host):  # else it ended meanwhile
-                self._lane.change(fd, READ)
+        owner = self._owners.get(number)
+        return owner is None or not owner.is_contended()
 
     def relay_up(self, flow: UdpFlow) -> None:
         """Move what the guest has sent."""
@@ -376,7 +358,6 @@ class UdpUplink:
         except (OSError, HostError) as error:
             for fd in (guest, host):
                 if fd >= 0:
-                    self._lane.forget(fd)
                     os.close(fd)
             self._refuse(family, packet, header, error)
             return None
@@ -388,22 +369,34 @@ class UdpUplink:
         return self._flows.get(key)
 
     def adopt(self, flow: UdpFlow) -> None:
-        """Take over a flow that began outside, with its two descriptors."""
+        """Take over a flow that began outside, with its two descriptors. Raises OSError, and leaves them then."""
         if len(self._flows) >= self._limit:
             self._evict()
         self._enter(flow)
 
     def forget_port(self, owner: int) -> None:
         """The port is gone, and with it every flow of its own."""
-        for flow in list(self._owners.get(owner, {}).values()):
-            self._end(flow)
+        if owner in self._owners:
+            for flow in list(self._owners[owner].flows.values()):
+                self._end(flow)
 
     def _enter(self, flow: UdpFlow) -> None:
-        self._lane.watch(flow.guest, READ, flow.on_guest)
-        self._lane.watch(flow.host, READ, flow.on_host)
+        owner = self._owners.get(flow.owner)
+        if owner is None:
+            owner = self._owners[flow.owner] = UdpOwner(self, self._lane, flow.owner)
+        try:
+            owner.enter(flow)
+        except OSError:
+            self._release(owner)
+            raise
         flow.last = time.monotonic()
         self._flows[flow.key] = flow
-        self._owners.setdefault(flow.owner, OrderedDict())[flow.key] = flow
+
+    def _release(self, owner: UdpOwner) -> None:
+        """Let a port go that has no flow any more."""
+        if not owner.flows:
+            owner.close()
+            del self._owners[owner.number]
 
     def _settle(self, flow: UdpFlow) -> None:
         """Between bind(2) and connect(2) the socket took anybody's datagrams: pass on this guest's, drop the rest.
@@ -459,9 +452,9 @@ class UdpUplink:
         self._failed.warn("a UDP flow of %s could not be opened: %s", family.text(header.src), error)
 
     def _evict(self) -> None:
-        flows = max(self._owners.values(), key=len)
+        owner = max(self._owners.values(), key=len)
         self.counters["udp_evicted"] += 1
-        idlest = next(iter(flows.values()))
+        idlest = next(iter(owner.flows.values()))
         guest = idlest.family.text(idlest.header.src)
         self._full.warn("all %d UDP flows are in use; the idlest one of %s gives way", self._limit, guest)
         self._end(idlest)
@@ -470,18 +463,16 @@ class UdpUplink:
         now = time.monotonic()
         if now - flow.last > _TOUCH:
             flow.last = now
-            self._owners[flow.owner].move_to_end(flow.key)
+            self._owners[flow.owner].flows.move_to_end(flow.key)
 
     def _end(self, flow: UdpFlow) -> None:
+        owner = self._owners[flow.owner]
+        owner.leave(flow)
         for fd in (flow.guest, flow.host):
-            self._lane.dropped(fd)
             os.close(fd)
         flow.guest = flow.host = -1
         del self._flows[flow.key]
-        flows = self._owners[flow.owner]
-        del flows[flow.key]
-        if not flows:
-            del self._owners[flow.owner]
+        self._release(owner)
 
 
 class UdpUplink6:
