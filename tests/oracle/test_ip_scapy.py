@@ -106,5 +106,5 @@ def test_parsing_scapys_headers(src, dst, protocol, ttl, dont, more, offset, opt
             ip.parse(packet)
         return
     length = 20 + 4 * options
-    expected = (packed(src), packed(dst), protocol, ttl, dont, length, length + len(payload), 1)
+    expected = ip.Header(packed(src), packed(dst), protocol, ttl, dont, length, length + len(payload), 1)
     assert ip.parse(packet) == expected
