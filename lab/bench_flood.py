@@ -63,6 +63,11 @@ class _Setting:
         self.network.close()
 
 
+def _setting(bench: Bench) -> _Setting:
+    made: _Setting = bench.once("flood", lambda: _Setting(bench.world))
+    return made
+
+
 def _under(flooder: Namespace, gateway: str, kind: str, seconds: float, measure: Callable[[], float]) -> float:
     command = [sys.executable, "-m", "lab.flood", kind, "eth0", gateway, f"{seconds + 2 * _LEAD}"]
     environment = os.environ | {"PYTHONPATH": f"{CHECKOUT}"}
@@ -82,7 +87,7 @@ def _register(kind: str, what: str) -> None:
 
     @row(f"flood-{kind}", f"TCP, 1 stream, while a neighbour floods {what}", unit="Gbit/s", aims={rival: 0.8})
     def _flooded(bench: Bench) -> Iterator[dict[str, Sampler]]:
-        setting: _Setting = bench.once("flood", lambda: _Setting(bench.world))
+        setting = _setting(bench)
 
         def throughput() -> float:
             return iperf(setting.good, bench.seconds)
@@ -97,7 +102,7 @@ def _register(kind: str, what: str) -> None:
         f"flood-{kind}-connect", f"TCP connections, one after the other, while a neighbour floods {what}", unit="per s"
     )
     def _connecting(bench: Bench) -> Iterator[dict[str, Sampler]]:
-        setting: _Setting = bench.once("flood", lambda: _Setting(bench.world))
+        setting = _setting(bench)
         with exchange_server(bench.world.internet):
             yield _samplers(bench, setting, kind, lambda: exchange(setting.good, "connect", PORTS, bench.seconds, 1))
 

@@ -1,4 +1,4 @@
-"""One owner's share of a window, and a new window."""
+"""One owner's share of the time, what it may spend at once, and what it has to pay back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ class Clock:
         return self.now
 
 
-def test_share_of_a_window() -> None:
+def crowded(share: float, burst: int = 1) -> tuple[Budget, Clock, Clock]:
+    """A budget while there are several guests, and its clocks."""
     cpu, wall = Clock(), Clock()
     wall.now = 50.0
-    budget = Budget(0.4, cpu=cpu, wall=wall)
+    budget = Budget(share, burst, cpu=cpu, wall=wall)
     budget.crowded = True
+    return budget, cpu, wall
+
+
+def test_share_of_a_window() -> None:
+    budget, cpu, wall = crowded(0.4)
     budget.begin()
     for _ in range(5):
         assert budget.allows(1)
@@ -32,10 +38,7 @@ def test_share_of_a_window() -> None:
 
 
 def test_what_was_not_used_may_be_spent_at_once() -> None:
-    cpu, wall = Clock(), Clock()
-    wall.now = 50.0
-    budget = Budget(0.1, 5, cpu=cpu, wall=wall)
-    budget.crowded = True
+    budget, cpu, wall = crowded(0.1, 5)
 
     def spend() -> float:
         """Until there is no more, in pieces of a hundredth of a window."""
@@ -55,10 +58,7 @@ def test_what_was_not_used_may_be_spent_at_once() -> None:
 
 
 def test_a_piece_that_was_too_large_is_paid_for() -> None:
-    cpu, wall = Clock(), Clock()
-    wall.now = 50.0
-    budget = Budget(0.1, cpu=cpu, wall=wall)
-    budget.crowded = True
+    budget, cpu, wall = crowded(0.1)
     budget.begin()
     cpu.now += WINDOW * 0.35
     budget.charge(1)

@@ -16,15 +16,6 @@ import pytest
 from openvmnet.kernel.loop import BROKEN, EDGE, HANGUP, READ, WRITE, Lane, run
 
 
-@pytest.fixture
-def pair():
-    one, other = socket.socketpair()
-    one.setblocking(False)
-    other.setblocking(False)
-    with one, other:
-        yield one, other
-
-
 class Drain:
     """A handler that reads what is there, and remembers."""
 

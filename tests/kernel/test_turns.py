@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
-
-import pytest
 
 from openvmnet.kernel.loop import EDGE, READ, WRITE, Lane, run
 from tests.kernel.test_loop import Drain
-
-
-@pytest.fixture
-def pair():
-    one, other = socket.socketpair()
-    one.setblocking(False)
-    other.setblocking(False)
-    with one, other:
-        yield one, other
 
 
 def test_work_goes_on_in_the_next_turn_without_a_wait(pair):

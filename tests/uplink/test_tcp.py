@@ -57,6 +57,14 @@ class Bench:
     def open(self, packet: bytes) -> None:
         self.uplink.open(packet, ip.parse(packet))
 
+    def ask(self) -> tuple[int, bytes]:
+        """A guest's SYN to the server, which accepts it: the guest's port, and the packet."""
+        port = free_port()
+        packet = syn(port, self.port)
+        self.open(packet)
+        self.step()
+        return port, packet
+
     def step(self, seconds: float = 0.02) -> None:
         turn(self.lane, seconds)
 
@@ -99,10 +107,7 @@ def free_port() -> int:
 
 def test_a_syn_comes_back_when_the_outside_has_accepted_and_becomes_a_flow():
     with benched() as bench:
-        port = free_port()
-        packet = syn(port, bench.port)
-        bench.open(packet)
-        bench.step()
+        port, packet = bench.ask()
         assert bench.written == [packet]
         assert bench.uplink.pending() == 1
         with bench.guest(port) as guest:
@@ -159,10 +164,7 @@ def test_a_repeated_syn_opens_nothing_new_and_the_newest_counts():
 def test_a_syn_that_is_late_opens_nothing():
     """It was sent again while the first one waited here, and comes when the guest has its connection already."""
     with benched() as bench:
-        port = free_port()
-        packet = syn(port, bench.port)
-        bench.open(packet)
-        bench.step()
+        port, packet = bench.ask()
         with bench.guest(port), bench.server.accept()[0]:
             bench.step()
             bench.open(packet)
@@ -179,10 +181,7 @@ def test_a_syn_that_is_late_opens_nothing():
 def test_a_guest_that_has_reset_its_connection_may_begin_anew_at_once():
     """Its SYN is read before the reset is."""
     with benched() as bench:
-        port = free_port()
-        packet = syn(port, bench.port)
-        bench.open(packet)
-        bench.step()
+        port, _ = bench.ask()
         guest = bench.guest(port)
         first, _ = bench.server.accept()
         bench.step()
