@@ -110,6 +110,7 @@ class PluggedNetwork:
         address = f"{prefix}.{int(last) + 200 + number}"
         self.nft(f"add element bridge vmnet leased {{ {address} }}")
         self.nft(f'add element bridge vmnet owned {{ {address} . "{port}" }}')
+        self.nft(f'add element bridge vmnet bulk {{ {address} . "{port}" : {_MARK + number} }}')
         self.nft(f"add element ip vmnet ids {{ {_MARK + number} : {900 + number} }}")
         if self.prefix is not None:
             self.nft(f"add element ip6 vmnet ids {{ {_MARK + number} : {900 + number} }}")

@@ -413,13 +413,13 @@ def test_the_ruleset_loads_again_over_itself(lab, tmp_path):
 
 
 def test_adding_and_removing_a_port_are_each_others_opposite():
-    added = firewall.add_port("vm3", 3, isolated=True)
+    added = firewall.add_port("vm3", isolated=True)
     assert added.splitlines() == [
         'add element bridge vmnet marks { "vm3" : 4099 }',
         "add element ip vmnet ids { 4099 : 3 }",
         'add element bridge vmnet isolated { "vm3" }',
     ]
-    assert firewall.remove_port("vm3", 3, isolated=True) == added.replace("add", "delete")
+    assert firewall.remove_port("vm3", isolated=True) == added.replace("add", "delete")
 
 
 def test_counters_passes_over_what_it_does_not_know():

@@ -19,6 +19,7 @@ def test_leases_of_both_versions_are_guarded_in_one_text():
         'delete element bridge vmnet owned6 { 0xfd000000000000000000000000000003 . "vm2" }',
         "add element bridge vmnet leased { 10.0.0.2 }",
         'add element bridge vmnet owned { 10.0.0.2 . "vm1" }',
+        'add element bridge vmnet bulk { 10.0.0.2 . "vm1" : 4097 }',
         "add element bridge vmnet leased6 { 0xfd000000000000000000000000000002 }",
         'add element bridge vmnet owned6 { 0xfd000000000000000000000000000002 . "vm1" }',
         "flush set bridge vmnet known6",
@@ -27,9 +28,9 @@ def test_leases_of_both_versions_are_guarded_in_one_text():
 
 
 def test_adding_and_removing_a_port_are_each_others_opposite():
-    added = firewall.add_port("vm3", 3, isolated=True, ip6=True)
+    added = firewall.add_port("vm3", isolated=True, ip6=True)
     assert "add element ip6 vmnet ids { 4099 : 3 }" in added
-    assert firewall.remove_port("vm3", 3, isolated=True, ip6=True) == added.replace("add", "delete")
+    assert firewall.remove_port("vm3", isolated=True, ip6=True) == added.replace("add", "delete")
 
 
 def test_counters_of_both_tables_are_summed():

@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from openvmnet.engine.linux import firewall, steps
-from openvmnet.engine.linux.names import BRIDGE, PORT_PREFIX
+from openvmnet.engine.linux.names import BRIDGE, PORT_PREFIX, is_port
 from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
@@ -71,7 +71,7 @@ class LinuxEngine:
             replies = await self.namespace.finish()
         else:
             present = (await self.namespace.ask("links")).values["links"]
-            self.adopted = [name for name in present if steps.is_port(name)]
+            self.adopted = [name for name in present if is_port(name)]
             self._isolated = {link: isolated.get(link, True) for link in self.adopted}
             replies = await self.namespace.all(steps.network(self.config, self.mac, present, self._isolated, first))
         fds = [fd for reply in replies for fd in reply.fds]
@@ -150,7 +150,7 @@ class LinuxEngine:
     async def unplug(self, link: str) -> None:
         """Take a departed port out of the rules."""
         isolated = self._isolated.pop(link, False)
-        text = firewall.remove_port(link, steps.number(link), isolated=isolated, ip6=self.prefix is not None)
+        text = firewall.remove_port(link, isolated=isolated, ip6=self.prefix is not None)
         await self.namespace.run(["nft", "-f", "-"], text + self._as_they_are())
 
     def _as_they_are(self) -> str:
@@ -246,7 +246,7 @@ class LinuxEngine:
 
     def links(self) -> dict[str, netlink.Link]:
         """The guests' links with their counters, by name."""
-        return {link.name: link for link in netlink.links(self._netlink) if steps.is_port(link.name)}
+        return {link.name: link for link in netlink.links(self._netlink) if is_port(link.name)}
 
     def neighbours(self) -> list[netlink.Neighbour]:
         """The guests' IPv4 addresses and MACs that the namespace has resolved."""

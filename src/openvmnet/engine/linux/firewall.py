@@ -14,7 +14,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from openvmnet.engine.linux import firewall_bridge, firewall_ip
-from openvmnet.engine.linux.names import BRIDGE, PORT_MARK, TO_PYTHON, TO_SOCKET, UPLINK, limit
+from openvmnet.engine.linux.names import BRIDGE, PORT_MARK, TO_PYTHON, TO_SOCKET, UPLINK, limit, mark, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ def ruleset(
     the namespace itself does not serve go to Python.
     """
     local = link_local(mac)
-    text = firewall_bridge.table(mac, gateway, () if prefix is None else (prefix[1], local))
+    text = firewall_bridge.table(mac, gateway, () if prefix is None else (prefix[1], local), network)
     if gateway is None or network is None:
         text += firewall_ip.empty4()
     else:
@@ -62,12 +62,12 @@ def link_local(mac: str) -> IPv6Address:
     return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
 
 
-def add_port(link: str, number: int, *, isolated: bool, ip6: bool = False) -> str:
-    """The elements that make `link` port `number`; `ip6` says whether the network has IPv6."""
-    text = f'add element bridge vmnet marks {{ "{link}" : {PORT_MARK + number} }}\n'
-    text += f"add element ip vmnet ids {{ {PORT_MARK + number} : {number} }}\n"
+def add_port(link: str, *, isolated: bool, ip6: bool = False) -> str:
+    """The elements that make `link` a port; `ip6` says whether the network has IPv6."""
+    text = f'add element bridge vmnet marks {{ "{link}" : {mark(link)} }}\n'
+    text += f"add element ip vmnet ids {{ {mark(link)} : {number(link)} }}\n"
     if ip6:
-        text += f"add element ip6 vmnet ids {{ {PORT_MARK + number} : {number} }}\n"
+        text += f"add element ip6 vmnet ids {{ {mark(link)} : {number(link)} }}\n"
     if isolated:
         text += f'add element bridge vmnet isolated {{ "{link}" }}\n'
     return text
@@ -83,6 +83,8 @@ def guard(added: Iterable[tuple[str, str]], removed: Iterable[tuple[str, str]]) 
                 six, suffix, element = True, "6", f"0x{int(IPv6Address(address)):032x}"
             text += f"{verb} element bridge vmnet leased{suffix} {{ {element} }}\n"
             text += f'{verb} element bridge vmnet owned{suffix} {{ {element} . "{link}" }}\n'
+            if not suffix:
+                text += f'{verb} element bridge vmnet bulk {{ {element} . "{link}" : {mark(link)} }}\n'
     # What was seen as a source before may be somebody else's now.
     return text + "flush set bridge vmnet known6\n" if six else text
 
@@ -103,9 +105,9 @@ def isolation(*, needed: bool) -> str:
     return firewall_bridge.isolation(needed=needed)
 
 
-def remove_port(link: str, number: int, *, isolated: bool, ip6: bool = False) -> str:
+def remove_port(link: str, *, isolated: bool, ip6: bool = False) -> str:
     """Take back what `add_port()` added."""
-    return add_port(link, number, isolated=isolated, ip6=ip6).replace("add element", "delete element")
+    return add_port(link, isolated=isolated, ip6=ip6).replace("add element", "delete element")
 
 
 def counters(listing: Iterable[dict[str, object]]) -> dict[str, int]:

@@ -57,14 +57,14 @@ def network(
         isolated = {**isolated, FIRST: first.isolated}
     text = _ruleset(config, mac)
     for link, alone in isolated.items():
-        text += firewall.add_port(link, number(link), isolated=alone, ip6=prefix is not None)
+        text += firewall.add_port(link, isolated=alone, ip6=prefix is not None)
     return [*steps, _nft(text + as_they_are(isolated, ip6=prefix is not None))]
 
 
 def port(link: str, config: NetworkConfig, kind: PortKind, isolated: Mapping[str, bool]) -> list[Step]:
     """A TAP with its place on the bridge and in the rules; `isolated` has all ports, this one with them."""
     ip6 = config.prefix is not None
-    rules = firewall.add_port(link, number(link), isolated=kind.isolated, ip6=ip6)
+    rules = firewall.add_port(link, isolated=kind.isolated, ip6=ip6)
     return [*_tap(link, config, kind), _nft(rules + as_they_are(isolated, ip6=ip6))]
 
 
@@ -72,16 +72,6 @@ def as_they_are(isolated: Mapping[str, bool], *, ip6: bool) -> str:
     """The rules that depend on how many ports there are, and of what kind."""
     text = firewall.crowd(crowded=len(isolated) > 1, ip6=ip6)
     return text + firewall.isolation(needed=any(isolated.values()))
-
-
-def is_port(link: str) -> bool:
-    """Whether `link` is a guest's."""
-    return link.startswith(PORT_PREFIX) and link.removeprefix(PORT_PREFIX).isdigit()
-
-
-def number(link: str) -> int:
-    """The number of a guest's link."""
-    return int(link.removeprefix(PORT_PREFIX))
 
 
 def _bridge(config: NetworkConfig, mac: str) -> list[Step]:
