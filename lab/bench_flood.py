@@ -35,6 +35,7 @@ _KINDS = {
     "dhcp": "DHCP DISCOVERs of new MACs",
     "arp": "ARP requests",
     "dns": "DNS queries for new names",
+    "asker": "DNS queries for new names from made-up addresses",
     "broken": "broken frames",
 }
 _LEAD = 0.7  # s that a flood has before its effect is measured

@@ -7,6 +7,7 @@
     dhcp      DISCOVERs, each from a new MAC
     arp       ARP requests with made-up senders
     dns       queries for names that nobody has
+    asker     the same from made-up addresses of the subnet
     broken    frames of random octets behind a valid Ethernet header
     syn6, spoof6, udp6, broken6    the same over IPv6 (lab/flood6.py)
     ndp6, echo6    neighbour solicitations, and echo requests to the gateway, of made-up senders
@@ -30,7 +31,8 @@ from openvmnet.wire import ip
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FRAMES = 4096  # made once, then sent over and over
+_FRAMES = 4096
+_NEW = {"dns", "asker"}  # of which the same again is nothing new
 _BATCH = 64
 _BROADCAST = b"\xff" * 6
 _IPV4, _ARP = b"\x08\x00", b"\x08\x06"
@@ -57,7 +59,7 @@ class Flood:
 
     def spoof(self, _: int) -> bytes:
         """A SYN from an address of somebody's."""
-        source = self.gateway[:3] + bytes([random.randrange(2, 255)])
+        source = self._somebody()
         return self._ip(ip.build(source, socket.inet_aton(SERVER), ip.TCP, self._segment(source)))
 
     def udp(self, _: int) -> bytes:
@@ -85,29 +87,38 @@ class Flood:
 
     def dns(self, _: int) -> bytes:
         """A question for a name that the cache does not have."""
+        return self._question(self.address)
+
+    def asker(self, _: int) -> bytes:
+        """The same, of somebody."""
+        return self._question(self._somebody())
+
+    def _question(self, source: bytes) -> bytes:
         name = os.urandom(6).hex().encode()
         question = bytes([len(name)]) + name + b"\x07example\x04test\0" + b"\0\1\0\1"
         query = struct.pack("!HHHHHH", random.getrandbits(16), 0x0100, 1, 0, 0, 0) + question
-        return self._ip(ip.build_udp(self.address, self.gateway, random.randrange(1024, 65536), 53, query))
+        return self._ip(ip.build_udp(source, self.gateway, random.randrange(1024, 65536), 53, query))
 
     def broken(self, _: int) -> bytes:
         """Anything."""
         kind = random.choice([_IPV4, _ARP, b"\x86\xdd", b"\x81\x00", os.urandom(2)])
         return random.choice([self.gateway_mac, _BROADCAST]) + self.mac + kind + os.urandom(random.randrange(0, 1400))
 
-    def run(self, make: Callable[[int], bytes], seconds: float) -> int:
-        """Send for `seconds`; how many frames went."""
-        batches = []
-        for start in range(0, _FRAMES, _BATCH):
-            batch = Batch(_BATCH, 1514, names=False)
-            for i in range(_BATCH):
-                batch.set_payload(i, make(start + i))
-            batches.append(batch)
+    def run(self, make: Callable[[int], bytes], seconds: float, *, fresh: bool) -> int:
+        """Send for `seconds`, `fresh` frames each time or the same over and over; how many went."""
+        batches = [Batch(_BATCH, 1514, names=False) for _ in range(_FRAMES // _BATCH)]
+        for batch in batches:
+            _fill(batch, make)
         sent, end = 0, time.monotonic() + seconds
         while time.monotonic() < end:
             for batch in batches:
                 sent += batch.send(self.sock.fileno(), _BATCH)
+                if fresh:
+                    _fill(batch, make)
         return sent
+
+    def _somebody(self) -> bytes:
+        return self.gateway[:3] + bytes([random.randrange(2, 255)])
 
     def _ip(self, packet: bytes) -> bytes:
         return self.gateway_mac + self.mac + _IPV4 + packet
@@ -130,6 +141,11 @@ class Flood:
         raise RuntimeError(f"{gateway} does not answer ARP")
 
 
+def _fill(batch: Batch, make: Callable[[int], bytes]) -> None:
+    for i in range(_BATCH):
+        batch.set_payload(i, make(i))
+
+
 def main(argv: list[str]) -> None:
     """The command line above."""
     kind, interface, gateway, seconds = argv
@@ -139,7 +155,7 @@ def main(argv: list[str]) -> None:
         flood: Flood = Flood6(interface, gateway)
     else:
         flood = Flood(interface, gateway)
-    print(flood.run(getattr(flood, kind), float(seconds)))
+    print(flood.run(getattr(flood, kind), float(seconds), fresh=kind in _NEW))
 
 
 if __name__ == "__main__":

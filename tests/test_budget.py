@@ -77,3 +77,22 @@ def test_alone_there_is_no_limit() -> None:
     cpu.now += 10
     budget.charge(1)
     assert budget.allows(1)
+
+
+def test_what_nobody_measures_is_charged_too() -> None:
+    budget, _, wall = crowded(0.5)
+    budget.begin()
+    budget.spend(1, WINDOW)
+    assert not budget.allows(1)
+    assert budget.allows(2)
+    wall.now += WINDOW * 1.01
+    budget.begin()
+    assert budget.allows(1)
+
+
+def test_nothing_is_charged_to_who_is_alone() -> None:
+    budget, _, _ = crowded(0.5)
+    budget.crowded = False
+    budget.spend(1, 10 * WINDOW)
+    budget.crowded = True
+    assert budget.allows(1)

@@ -15,7 +15,7 @@ _INSIDE = (
     ("tap", "a guest's network card with offloads, and the uplink"),
     ("bridge", "VM to VM at the kernel's speed, and isolation of a VM"),
     ("nft rules", "the firewall"),
-    ("rcvmark", "DHCP limits for each port, whatever MAC a guest claims"),
+    ("rcvmark", "limits of DHCP and DNS for each port, whatever MAC or address a guest claims"),
 )
 _HEALTHY = ("found", "degraded", "optional")
 

@@ -148,6 +148,31 @@ def test_answers_go_back_to_their_senders():
                 client.close()
 
 
+@pytest.mark.kernel
+def test_marks_are_told_and_not_passed_on(lab):
+    """The firewall's mark of each datagram; here the sender's own socket sets it. Both take rights in the namespace."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind(("127.0.0.1", 0))
+        try:
+            server.setsockopt(socket.SOL_SOCKET, 75, 1)
+        except OSError as error:
+            pytest.skip(f"SO_RCVMARK (Linux 5.19): {error}")
+        client.settimeout(2)
+        batch = Batch(4, 64, names=True, marks=True)
+        for marks in ((7, 0x1001, 0), (9,)):
+            for mark in marks:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                client.sendto(b"question", server.getsockname())
+            assert batch.recv(server.fileno()) == len(marks)
+            assert [batch.mark(i) for i in range(len(marks))] == list(marks)
+            assert batch.send(server.fileno(), len(marks)) == len(marks)
+            assert [client.recv(64) for _ in marks] == [b"question"] * len(marks)
+    assert Batch(1, 64, names=True).mark(0) == 0
+
+
 def test_a_given_name_is_where_it_goes():
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,

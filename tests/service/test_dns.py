@@ -296,6 +296,22 @@ class TestHostility:
 
         play(scenario, tmp_path)
 
+    def test_what_is_over_a_guests_budget_gets_silence(self, tmp_path):
+        async def scenario(world):
+            budget = world.service.budget
+            budget.crowded = True
+            budget.begin()
+            budget.spend(int.from_bytes(bytes((127, 0, 0, 7))), 1.0)
+            greedy, other = world.client("127.0.0.7"), world.client("127.0.0.8")
+            greedy.send(query("vm1.vmnet.internal").to_wire())
+            other.send(query("vm1.vmnet.internal").to_wire())
+            assert (await world.receive(other))[3] & 15 == 0
+            assert world.stats["over_budget"] == 1
+            greedy.send(query("vm1.vmnet.internal").to_wire())  # by now an answer that costs nothing
+            assert (await world.receive(greedy))[3] & 15 == 0
+
+        play(scenario, tmp_path)
+
     def test_tables_have_bounds(self, tmp_path, monkeypatch):
         monkeypatch.setattr(service, "_HOT_ENTRIES", 10)
 

@@ -11,7 +11,9 @@ import dns.message
 import dns.rcode
 import pytest
 
+from openvmnet.budget import WINDOW
 from openvmnet.service import dns_forward, dns_tcp
+from openvmnet.service.dns import BURST, SHARE
 from tests.service.dns_world import answer, play, query
 
 
@@ -290,3 +292,60 @@ def test_closing_with_connections_open(tmp_path, count):
             world.service._tcp[0].close()
 
     play(scenario, tmp_path)
+
+
+def test_a_guest_over_its_budget_waits_and_others_do_not(tmp_path):
+    async def scenario(world):
+        budget = world.service.budget
+        budget.crowded = True
+        budget.begin()
+        budget.spend(int.from_bytes(b"127.0.0.1"), budget_of(4))
+        async with connected(world) as (reader, writer):
+            writer.write(framed(query("vm1.vmnet.internal")) * 3)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.readexactly(1), WINDOW)
+            other = await asyncio.open_connection(*world.where, local_addr=("127.0.0.2", 0))
+            other[1].write(framed(query("vm1.vmnet.internal")))
+            await read(other[0])
+            other[1].close()
+            for _ in range(3):
+                await read(reader)
+
+    play(scenario, tmp_path)
+
+
+def test_one_connections_questions_are_taken_in_turns(tmp_path, monkeypatch):
+    """Not all that are there: who has asked meanwhile is not behind them."""
+    monkeypatch.setattr(dns_tcp, "TURN", 2)
+
+    async def scenario(world):
+        async with connected(world) as (one, first), connected(world) as (two, second):
+            first.write(framed(query("vm1.vmnet.internal")) * 400)
+            second.write(framed(query("vm1.vmnet.internal")))
+            await read(two)
+            assert world.stats["queries"] < 400
+            for _ in range(400):
+                await read(one)
+
+    play(scenario, tmp_path)
+
+
+def test_ports_are_told_apart_where_they_can_be(tmp_path):
+    """Whatever address a guest has taken: its connections count together."""
+
+    async def scenario(world):
+        world.service._tcp[0]._port_of = lambda _: 0x1001
+        async with contextlib.AsyncExitStack() as keep:
+            for number in range(dns_tcp.MAX_PER_CLIENT + 2):
+                where = (f"127.0.0.{2 + number}", 0)
+                _, writer = await asyncio.open_connection(*world.where, local_addr=where)
+                keep.callback(writer.close)
+            await asyncio.sleep(0.05)
+            assert world.stats["tcp_turned_away"] == 2
+
+    play(scenario, tmp_path)
+
+
+def budget_of(windows: int) -> float:
+    """Processor time after which a guest has to wait so many windows."""
+    return WINDOW * (SHARE * BURST + windows * SHARE)

@@ -15,6 +15,7 @@ import pytest
 from lab.netguest import PluggedNetwork
 from lab.paths import CHECKOUT
 from lab.world import SERVER, SERVER6, WEB
+from openvmnet.service.dns_tcp import MAX_PER_CLIENT
 from tests.netns import resident
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lab.world import World
 
 pytestmark = pytest.mark.kernel
-KINDS = ["syn", "spoof", "udp", "stream", "dhcp", "arp", "dns", "broken"]
+KINDS = ["syn", "spoof", "udp", "stream", "dhcp", "arp", "dns", "asker", "broken"]
 KINDS6 = ["syn6", "spoof6", "udp6", "ndp6", "echo6", "broken6"]
 SECONDS = 1.5
 GROWTH = 48  # MiB, over all kinds: the receive batches and the cache fill once
@@ -46,7 +47,7 @@ def before(network: PluggedNetwork, guests: tuple[Namespace, Namespace]) -> int:
     return resident(network.pid)
 
 
-@pytest.mark.parametrize("kind", ["syn", "udp", "dns", "udp6"])
+@pytest.mark.parametrize("kind", ["syn", "udp", "dns", "asker", "udp6"])
 def test_a_neighbours_syn_waits_for_no_queue(
     network: PluggedNetwork, guests: tuple[Namespace, Namespace], kind: str
 ) -> None:
@@ -56,14 +57,8 @@ def test_a_neighbours_syn_waits_for_no_queue(
     flood = bad.popen(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE, text=True)
     try:
         time.sleep(1)
-        before, began, count = sent_again(good), time.monotonic(), 0
-        while time.monotonic() - began < 2:
-            with good.socket() as sock:
-                sock.settimeout(8)
-                sock.connect((SERVER, 7))
-                sock.sendall(b"x")
-                assert sock.recv(10) == b"x"
-            count += 1
+        before = sent_again(good)
+        count = connections(good, 2)
         again = sent_again(good) - before
     finally:
         flood.communicate(timeout=30)
@@ -123,3 +118,98 @@ def test_the_neighbour_is_served_and_nothing_grows(
     log = (world.home / ".local/state/openvmnet" / network.name / "log").read_text()
     assert "Traceback" not in log
     assert log.count("\n") < 100  # what can be provoked is said once in a while
+
+
+@pytest.mark.parametrize("kind", ["dns", "asker", "by tcp"])
+def test_a_neighbours_connections_go_on(
+    network: PluggedNetwork, guests: tuple[Namespace, Namespace], kind: str
+) -> None:
+    """Beside their number while nobody floods: a fifteenth and less where nothing holds the asker back."""
+    good, bad = guests
+    alone = connections(good, 1.5)
+    command = [sys.executable, "-m", "lab.flood", kind, "eth0", network.gateway, "4"]
+    if kind == "by tcp":
+        command = [sys.executable, "-c", _ASKING, network.gateway, "4"]
+    flood = bad.popen(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(1)
+        beside = connections(good, 1.5)
+    finally:
+        asked, _ = flood.communicate(timeout=30)
+    assert int(asked) > 500
+    assert beside > alone / 6
+
+
+def connections(guest: Namespace, seconds: float) -> int:
+    """How many connections with an exchange each the guest makes, one after the other."""
+    count, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        with guest.socket() as sock:
+            sock.settimeout(8)
+            sock.connect((SERVER, 7))
+            sock.sendall(b"x")
+            assert sock.recv(10) == b"x"
+        count += 1
+    return count
+
+
+def test_a_guest_with_many_addresses_is_one_asker(
+    world: World, network: PluggedNetwork, guests: tuple[Namespace, Namespace]
+) -> None:
+    bad = guests[1]
+    last = network.gateway.rpartition(".")[0]
+    before = _counter(world, network, "dns_tcp_turned_away")
+    addresses = [f"{last}.{number}" for number in (240, 241)]
+    bad.batch(*(f"addr add {address}/24 dev eth0" for address in addresses))
+    socks = [bad.socket() for _ in range(2 * MAX_PER_CLIENT)]
+    try:
+        for number, sock in enumerate(socks):
+            sock.bind((addresses[number % 2], 0))
+            sock.settimeout(4)
+            sock.connect((network.gateway, 53))
+        deadline = time.monotonic() + 5
+        turned_away = 0
+        while turned_away < MAX_PER_CLIENT and time.monotonic() < deadline:
+            time.sleep(0.1)
+            turned_away = _counter(world, network, "dns_tcp_turned_away") - before
+        assert turned_away == MAX_PER_CLIENT
+    finally:
+        for sock in socks:
+            sock.close()
+        bad.batch(*(f"addr del {address}/24 dev eth0" for address in addresses))
+
+
+def test_made_up_addresses_are_one_asker_too(
+    world: World, network: PluggedNetwork, guests: tuple[Namespace, Namespace]
+) -> None:
+    before = _counter(world, network, "dns_forwarded")
+    command = [sys.executable, "-m", "lab.flood", "asker", "eth0", network.gateway, "3"]
+    guests[1].run(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, timeout=30)
+    assert 0 < _counter(world, network, "dns_forwarded") - before < 5000  # three times as many, were they several
+
+
+def _counter(world: World, network: PluggedNetwork, name: str) -> int:
+    view = json.loads(world.product_run(["vmnet", "show", network.name, "--json"]).stdout)
+    return int(view["counters"][name])
+
+
+_ASKING = """
+import select, socket, sys, time
+gateway, seconds = sys.argv[1], float(sys.argv[2])
+query = b"\\0\\1\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\7gateway\\5vmnet\\10internal\\0\\0\\1\\0\\1"
+ask = (len(query).to_bytes(2, "big") + query) * 400
+socks = [socket.create_connection((gateway, 53)) for _ in range(16)]
+end, octets = time.monotonic() + seconds, 0
+for sock in socks:
+    sock.setblocking(False)
+while time.monotonic() < end:
+    readable, writable, _ = select.select(socks, socks, [], 0.1)
+    for sock in readable:
+        octets += len(sock.recv(65536))
+    for sock in writable:
+        try:
+            sock.send(ask)
+        except BlockingIOError:
+            pass
+print(octets // 60)
+"""

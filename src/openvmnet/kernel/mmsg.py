@@ -1,9 +1,10 @@
 """Datagrams in batches: recvmmsg(2) and sendmmsg(2), by ctypes.
 
 A `Batch` is one array of struct mmsghdr, laid out once: message *i* has one iovec, which points at slot *i* of one
-anonymous mapping, and, where the sender matters, a struct sockaddr_storage of its own. After that no message costs an
-object. The lengths are the only thing that changes between a receive and a send, and they lie at a constant distance
-from each other, so they are copied for a whole batch at once, as a strided memoryview slice:
+anonymous mapping, and, where the sender matters, a struct sockaddr_storage of its own, where its mark matters, room for
+one control message. After that no message costs an object. The lengths are the only thing that changes between a
+receive and a send, and they lie at a constant distance from each other, so they are copied for a whole batch at once,
+as a strided memoryview slice:
 
     recv()  iov_len of every slot used before := the slot's size        (so that it is ready to take a datagram)
             recvmmsg
@@ -71,12 +72,15 @@ _LARGEST = 65507  # octets of payload in one IPv4 datagram, and so in one segmen
 _WORTHWHILE = 3  # datagrams; below that two system calls are as quick
 _CMSG = struct.Struct("@NiiH6x")  # struct cmsghdr and a u16, padded as CMSG_SPACE has it
 _CMSG_LEN = struct.calcsize("@NiiH")
+_MARKED = struct.Struct("@NiiI4x")  # the same with a u32: SO_MARK, which comes with SO_RCVMARK (Linux 5.19)
 
-_LOW = _Iovec.len.offset + (0 if sys.byteorder == "little" else ctypes.sizeof(ctypes.c_size_t) - _WORD)
+_HIGH = 0 if sys.byteorder == "little" else ctypes.sizeof(ctypes.c_size_t) - _WORD
+_LOW, _CONTROL_LOW = _Iovec.len.offset + _HIGH, _Msghdr.controllen.offset + _HIGH
 
 
 class Batch:
-    """Room for `count` datagrams of up to `size` octets, with their senders' addresses where `names` is true.
+    """Room for `count` datagrams of up to `size` octets, with their senders' addresses where `names` is true, and with
+    the firewall's marks where `marks` is.
 
     For loops that cannot pay a method call per message, four views are public: `data` is the whole mapping, of which
     message i has `data[i * size : (i + 1) * size]`; `received[i]` is the length that the last receive found, and
@@ -86,6 +90,7 @@ class Batch:
     __slots__ = (
         "_at",
         "_control",
+        "_control_lengths",
         "_dirty",
         "_flags",
         "_full",
@@ -94,6 +99,9 @@ class Batch:
         "_long",
         "_long_at",
         "_map",
+        "_mark_full",
+        "_mark_none",
+        "_marks",
         "_name_full",
         "_name_lengths",
         "_names",
@@ -105,7 +113,7 @@ class Batch:
         "size",
     )
 
-    def __init__(self, count: int, size: int, *, names: bool) -> None:
+    def __init__(self, count: int, size: int, *, names: bool, marks: bool = False) -> None:
         self.count = count
         self.size = size
         self._map = mmap.mmap(-1, count * self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -118,6 +126,8 @@ class Batch:
         self._at = ctypes.addressof(self._hdrs)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         name = ctypes.addressof(ctypes.c_char.from_buffer(self._names)) if names else None
+        self._marks = bytearray(count * _MARKED.size if marks else 0)
+        mark = ctypes.addressof(ctypes.c_char.from_buffer(self._marks)) if marks else None
         for i, (hdr, iov) in enumerate(zip(self._hdrs, self._iovs, strict=True)):
             iov.base = base + i * self.size
             iov.len = size
@@ -126,10 +136,14 @@ class Batch:
             if name is not None:
                 hdr.hdr.name = name + i * SOCKADDR
                 hdr.hdr.namelen = SOCKADDR
+            if mark is not None:
+                hdr.hdr.control = mark + i * _MARKED.size
         self.lengths = _column(self._iovs, _LOW, ctypes.sizeof(_Iovec))
         self.received = _column(self._hdrs, _Mmsghdr.len.offset, ctypes.sizeof(_Mmsghdr))
         self._flags = _column(self._hdrs, _Msghdr.flags.offset, ctypes.sizeof(_Mmsghdr))
         self._name_lengths = _column(self._hdrs, _Msghdr.namelen.offset, ctypes.sizeof(_Mmsghdr)) if names else None
+        self._control_lengths = _column(self._hdrs, _CONTROL_LOW, ctypes.sizeof(_Mmsghdr)) if marks else None
+        self._mark_full, self._mark_none = _constant(_MARKED.size, count), _constant(0, count)
         # One header whose iovecs are the messages': to sendmsg(2) their array is one datagram's pieces.
         self._control = ctypes.create_string_buffer(_CMSG.pack(_CMSG_LEN, _SOL_UDP, _UDP_SEGMENT, 0))
         self._segment = ctypes.c_uint16.from_buffer(self._control, _CMSG_LEN - 2)
@@ -152,7 +166,12 @@ class Batch:
             self.lengths[:dirty] = self._full[:dirty]
         if dirty and self._name_lengths is not None:
             self._name_lengths[:dirty] = self._name_full[:dirty]
+        controls = self._control_lengths
+        if controls is not None:
+            controls[:] = self._mark_full
         count: int = _recvmmsg(fd, self._at, self.count, _DONTWAIT, None)
+        if controls is not None:
+            controls[:] = self._mark_none  # a send would pass a mark on, which takes a privilege
         if count < 0:
             self._dirty = 0
             return _nothing()
@@ -220,6 +239,10 @@ class Batch:
             return b""
         at = i * SOCKADDR
         return bytes(self._names[at : at + min(self._name_lengths[i], SOCKADDR)])
+
+    def mark(self, i: int) -> int:
+        """The mark of received message `i`; 0 where the socket does not tell it."""
+        return _MARKED.unpack_from(self._marks, i * _MARKED.size)[3] if self._marks else 0
 
     def set_name(self, i: int, name: bytes) -> None:
         """Where message `i` goes: a raw struct sockaddr. IndexError if it is too long or the batch has no names."""

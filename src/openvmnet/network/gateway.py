@@ -72,7 +72,9 @@ class Gateway:
             )
             udp, tcp = engine.dns_sockets()
             sockets6 = engine.dns_sockets6(engine.prefix[1]) if engine.prefix is not None else None
-            self.dns = DnsService(lane, udp, tcp, zone=zone, forwards=config.outside, sockets6=sockets6)
+            self.dns = DnsService(
+                lane, udp, tcp, zone=zone, forwards=config.outside, sockets6=sockets6, port_of=engine.opened_by
+            )
             self.dns.start()
             self._closers.append(self.dns.close)
         except BaseException:

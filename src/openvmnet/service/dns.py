@@ -17,6 +17,10 @@ answer, the rest what the cache has or the host's resolvers say. An answer large
 replaced by an empty one with the TC flag, and so is any answer to "all there is of this name" (ANY, RFC 8482), which by
 UDP would serve to send large answers to a forged address.
 
+Who asks for names without end is stopped by budget, and told apart by port, for which the firewall's mark stands: an
+address may be made up. While somebody is over the budget the socket is read at most every REST, so that it is not the
+reading of what is dropped that takes the time.
+
 The answers that come from upstream are theirs, octet for octet, but for the id and the upper and lower case of the
 question. One query never gets more than one answer.
 """
@@ -57,6 +61,8 @@ boottime = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 # Of the thread's time, for one guest's questions on the long way: some 600 new names a second, and as many at once, as
 # a browser that opens a session asks for. The answers, and the host's resolver, cost about as much again each.
 SHARE, BURST = 0.05, 10
+REST = 0.002  # s
+FORWARDED_BY_TCP = 0.0003  # s of the thread's time, for the connection that it takes and all that follows
 _BATCH = 64  # queries
 _SLOT = 4096  # octets; a longer query is cut, and then malformed
 _HOT_ENTRIES = 8192
@@ -107,7 +113,9 @@ class DnsService:
     """Answers on `udp_sock` and `tcp_listener`, and the same two of IPv6, bound and from then on its own.
 
     `resolv_conf` names the host's resolvers, which are asked on `upstream_port`; without `forwards` nobody is asked,
-    and what is not the zone's is refused. `clock` counts seconds, also those that the host sleeps."""
+    and what is not the zone's is refused. `port_of()` tells an accepted connection's port by its mark, 0 where that is
+    not known; without it, connections are told apart by address. `clock` counts seconds, also those that the host
+    sleeps."""
 
     def __init__(
         self,
@@ -120,6 +128,7 @@ class DnsService:
         upstream_port: int = 53,
         forwards: bool = True,
         sockets6: tuple[socket.socket, socket.socket] | None = None,
+        port_of: Callable[[socket.socket], int] | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
         self.stats: Counter[str] = Counter(dict.fromkeys(STATS, 0))
@@ -129,11 +138,12 @@ class DnsService:
         self._listeners = [tcp_listener, *([sockets6[1]] if sockets6 is not None else [])]
         self._zone = zone
         self._forwards = forwards
+        self._port_of = port_of
         self._clock = clock
         self._resolvers = Resolvers(resolv_conf, upstream_port)
         self._cache = Cache()
         self._hot: dict[bytes, _Hot] = {}
-        self._batch = Batch(_BATCH, _SLOT, names=True)
+        self._batch = Batch(_BATCH, _SLOT, names=True, marks=True)
         self._late = Batch(1, dns.MAX_UDP, names=True)
         # A slice of a mapping is a bytes object at once, a slice of a memoryview takes two steps to it.
         self._data = cast("mmap.mmap", self._batch.data.obj)
@@ -146,7 +156,10 @@ class DnsService:
         """Begin to answer; the event loop runs."""
         loop = self._loop = asyncio.get_running_loop()
         self._forwarder = Forwarder(self._lane, loop, self._resolvers, self._cache, self.stats, self._clock)
-        self._tcp = [TcpServer(self._lane, loop, one, self._answer_tcp, self.stats) for one in self._listeners]
+        self._tcp = [
+            TcpServer(self._lane, loop, one, self._answer_tcp, self.stats, budget=self.budget, port_of=self._port_of)
+            for one in self._listeners
+        ]
         for sock in {self._udp, self._udp6}:
             sock.setblocking(False)
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < _RECEIVE_BUFFER:
@@ -170,6 +183,7 @@ class DnsService:
             return
         self._tick()
         data, lengths, get, stamp = self._data, batch.lengths, self._hot.get, self._stamp
+        dropped = self.stats["over_budget"]
         unanswered: list[int] = []
         missed = 0
         at = 0
@@ -193,6 +207,8 @@ class DnsService:
         stats = self.stats
         stats["queries"] += count
         stats["hot"] += count - missed
+        if stats["over_budget"] > dropped:
+            self._lane.rest(fd, REST)
         if not unanswered:
             self._send(fd, 0, count)
             return
@@ -246,7 +262,7 @@ class DnsService:
         budget = self.budget
         if missed == 1:
             budget.begin()
-        owner = int.from_bytes(_host(self._batch.name(index)))
+        owner = int.from_bytes(self._asker(index))
         if not budget.allows(owner):
             self.stats["over_budget"] += 1
             return None
@@ -254,13 +270,18 @@ class DnsService:
         budget.charge(owner)
         return answer
 
+    def _asker(self, index: int) -> bytes:
+        """Who sent message `index`: its port, or its address where the kernel does not tell the port."""
+        mark = self._batch.mark(index)
+        return mark.to_bytes(4) if mark else _host(self._batch.name(index))
+
     def _answer_udp(self, packet: bytes, index: int) -> bytes | None:
         """The long way for message `index` of the batch. None for no answer, or none yet."""
         answer = self._answer(packet, tcp=False)
         if isinstance(answer, dns.Query):
             name = self._batch.name(index)
             deliver = functools.partial(self._deliver_udp, name, answer)
-            self._forwarder.ask(Waiter(answer, _host(name), name, deliver), tcp=False)
+            self._forwarder.ask(Waiter(answer, self._asker(index), name, deliver), tcp=False)
             return None
         return answer
 
@@ -271,7 +292,10 @@ class DnsService:
         if isinstance(answer, dns.Query):
             query = answer
             waiter = Waiter(query, client, b"", lambda message: deliver(readdress(message, query)))
-            return None if self._forwarder.ask(waiter, tcp=True) else dns.build(query, dns.SERVFAIL)
+            if not self._forwarder.ask(waiter, tcp=True):
+                return dns.build(query, dns.SERVFAIL)
+            self.budget.spend(int.from_bytes(client), FORWARDED_BY_TCP)
+            return None
         return answer or b""
 
     def _answer(self, packet: bytes, *, tcp: bool) -> Query | bytes | None:

@@ -56,7 +56,8 @@ _IPV6_RECVERR = 25  # ipv6(7), as IP_RECVERR of ip(7): "no route" and the like b
 
 
 class Waiter(NamedTuple):
-    """One asker: its question, its address without the port and with it, and where an answer goes, whatever its id."""
+    """One asker: its question, the guest that it is, its address with its port, and where an answer goes, whatever its
+    id."""
 
     query: Query
     client: bytes

@@ -4,6 +4,9 @@ A guest may keep its connection and send several questions without waiting; they
 it may hold of us is bounded: connections in all and per address, questions in flight and unread answers per connection
 (reading stops until they drain), and IDLE seconds without a whole question, so that one who sends an octet a second is
 no better off. A connection over the bound is closed at once; the client will find that out and come back.
+
+A guest that has used up its budget of the thread's time waits: its connections are not read for a while. In one turn a
+connection has TURN questions answered, however many are there.
 """
 
 from __future__ import annotations
@@ -13,23 +16,26 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from openvmnet.budget import WINDOW
 from openvmnet.kernel.loop import BROKEN, READ, WRITE
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from openvmnet.budget import Budget
     from openvmnet.kernel.loop import Lane
 
     Handler = Callable[[bytes, bytes, Callable[[bytes], None]], bytes | None]
-    """handler(query, client's address, deliver): the answer, None where `deliver` will bring it, or nothing (b"") where
-    the message deserves none and the connection is better closed."""
+    """handler(query, who the client is, deliver): the answer, None where `deliver` will bring it, or nothing (b"")
+    where the message deserves none and the connection is better closed."""
 
 log = logging.getLogger(__name__)
 
 IDLE = 10.0  # s
 MAX_CONNECTIONS = 128
 MAX_PER_CLIENT = 16
+TURN = 16  # questions
 _MAX_IN_FLIGHT = 32  # questions of one connection
 _MAX_UNREAD = 128 << 10  # octets of answers
 _CHUNK = 16384  # octets
@@ -41,7 +47,7 @@ _EVERY = 1.0  # s between looks for idle ones
 class Connection:
     """One client's connection."""
 
-    __slots__ = ("_events", "_input", "_output", "_pending", "_server", "_sock", "client", "last", "open")
+    __slots__ = ("_events", "_input", "_output", "_pending", "_resting", "_server", "_sock", "client", "last", "open")
 
     def __init__(self, server: TcpServer, sock: socket.socket, client: bytes, now: float) -> None:
         self._server = server
@@ -50,6 +56,7 @@ class Connection:
         self._output = bytearray()
         self._pending = 0
         self._events = READ
+        self._resting = False
         self.client = client
         self.last = now
         self.open = True
@@ -58,9 +65,12 @@ class Connection:
         """The client has sent something, can take more, or is gone."""
         if not self.open:
             return
+        if mask & BROKEN:  # reset: there is nobody to answer
+            self._server.ended(self, at_once=True)
+            return
         if mask & WRITE:
             self._flush()
-        if self.open and mask & (READ | BROKEN):
+        if self.open and mask & READ and not self._resting:
             try:
                 piece = self._sock.recv(_CHUNK)
             except BlockingIOError:
@@ -77,25 +87,48 @@ class Connection:
             self._work()
 
     def _work(self) -> None:
-        """Take whole messages from the input as long as there is room for their answers."""
-        data = self._input
-        while self.open and self._pending < _MAX_IN_FLIGHT and len(self._output) < _MAX_UNREAD:
-            if len(data) < _LENGTH:
+        """Take whole messages from the input as long as there is room for their answers, and budget."""
+        server, budget, owner = self._server, self._server.budget, int.from_bytes(self.client)
+        budget.begin()
+        for _ in range(TURN):
+            if not self.open or self._resting or not self._has_room() or (message := self._message()) is None:
                 break
-            end = _LENGTH + int.from_bytes(data[:_LENGTH], "big")
-            if len(data) < end:
+            if not budget.allows(owner):
+                self._rest(WINDOW)
                 break
-            message = bytes(data[_LENGTH:end])
-            del data[:end]
-            self.last = self._server.now()
+            del self._input[: _LENGTH + len(message)]
+            self.last = server.now()
             self._pending += 1
-            answer = self._server.handler(message, self.client, self._deliver)
+            answer = server.handler(message, self.client, self._deliver)
+            budget.charge(owner)
             if answer == b"":
-                self._server.ended(self, at_once=True)
-                return
-            if answer is not None:
+                server.ended(self, at_once=True)
+            elif answer is not None:
                 self._deliver(answer)
+        else:
+            self._rest()
         self._arm()
+
+    def _rest(self, seconds: float = 0.0) -> None:
+        """Let others have a turn, or more than one."""
+        self._resting = True
+        self._server.later(self._go_on, seconds)
+
+    def _go_on(self) -> None:
+        self._resting = False
+        if self.open:
+            self._work()
+
+    def _has_room(self) -> bool:
+        return self._pending < _MAX_IN_FLIGHT and len(self._output) < _MAX_UNREAD
+
+    def _message(self) -> bytes | None:
+        """The first message of the input, which keeps it; None while it is not whole."""
+        data = self._input
+        if len(data) < _LENGTH:
+            return None
+        end = _LENGTH + int.from_bytes(data[:_LENGTH], "big")
+        return bytes(data[_LENGTH:end]) if len(data) >= end else None
 
     def _deliver(self, answer: bytes) -> None:
         if not self.open:
@@ -122,7 +155,7 @@ class Connection:
     def _arm(self) -> None:
         if not self.open:
             return
-        room = self._pending < _MAX_IN_FLIGHT and len(self._output) < _MAX_UNREAD
+        room = self._has_room() and not self._resting
         events = (READ if room and not self._server.is_leaving(self) else 0) | (WRITE if self._output else 0)
         if events != self._events:
             self._events = events
@@ -138,7 +171,8 @@ class Connection:
 
 
 class TcpServer:
-    """All connections of one listener. `stats` gets `tcp_connections` and `tcp_turned_away`."""
+    """All connections of one listener. `stats` gets `tcp_connections` and `tcp_turned_away`; `budget` is the service's,
+    and `port_of` tells the port of a connection, if anything does."""
 
     def __init__(
         self,
@@ -147,8 +181,13 @@ class TcpServer:
         listener: socket.socket,
         handler: Handler,
         stats: Counter[str],
+        *,
+        budget: Budget,
+        port_of: Callable[[socket.socket], int] | None = None,
     ) -> None:
         self.handler = handler
+        self.budget = budget
+        self._port_of = port_of
         self.now = loop.time
         self._lane = lane
         self._loop = loop
@@ -165,9 +204,12 @@ class TcpServer:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def later(self, work: Callable[[], None]) -> None:
-        """Run `work` in the loop's next turn."""
-        self._loop.call_soon(work)
+    def later(self, work: Callable[[], None], seconds: float = 0.0) -> None:
+        """Run `work` in the loop's next turn, or after a while."""
+        if seconds:
+            self._loop.call_later(seconds, work)
+        else:
+            self._loop.call_soon(work)
 
     def change(self, sock: socket.socket, events: int) -> None:
         """Wait for other events of a connection."""
@@ -212,7 +254,7 @@ class TcpServer:
                 self._lane.change(self._listener.fileno(), 0)
                 self._arm()
                 return
-            client = address[0].encode()
+            client = self._port_of(sock).to_bytes(4) if self._port_of is not None else address[0].encode()
             if len(self._connections) >= MAX_CONNECTIONS or self._clients[client] >= MAX_PER_CLIENT:
                 self._stats["tcp_turned_away"] += 1
                 self._tell(f"{len(self._connections)} DNS connections are open; one more of {address[0]} is closed")

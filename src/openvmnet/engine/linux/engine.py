@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from openvmnet.engine.linux import firewall, steps
-from openvmnet.engine.linux.names import BRIDGE, PORT_PREFIX, is_port
+from openvmnet.engine.linux.names import BRIDGE, PORT_MARK, PORT_PREFIX, is_port
 from openvmnet.errors import HostError
 from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
     from openvmnet.netdev import Subnet
 
-_SO_RCVMARK = 75  # Linux 5.19; without it DHCP cannot tell ports apart
+_SO_RCVMARK = 75  # Linux 5.19; without it DHCP and DNS cannot tell ports apart
 _ETH_P_ARP, _ETH_P_IPV6 = 0x0806, 0x86DD
 _STOCK = 32  # transparent sockets fetched at a time: one round trip to the agent for as many flows
 _DATAGRAM_BUFFER = 1 << 20  # octets; the kernel clamps it to net.core.rmem_max
@@ -39,6 +39,8 @@ _DATAGRAMS: list[Option] = [
     (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
     (socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER),
 ]
+_TCP_SAVE_SYN, _TCP_SAVED_SYN = 27, 28  # tcp(7), Linux 4.2
+_LARGEST_SYN = 512  # octets of its headers
 _NETLINK_BUFFER = 1 << 17
 
 
@@ -207,9 +209,18 @@ class LinuxEngine:
 
     def _dns(self, family: int, address: str) -> tuple[socket.socket, socket.socket]:
         where: tuple[str | int, ...] = (address, 53)
-        (udp,) = self.namespace.sockets(family, socket.SOCK_DGRAM, options=_DATAGRAMS, bind=where)
-        (tcp,) = self.namespace.sockets(family, socket.SOCK_STREAM, options=_DATAGRAMS[:1], bind=where, listen=128)
+        udp = self._marked(family, socket.SOCK_DGRAM, 0, _DATAGRAMS, where)
+        options: list[Option] = [*_DATAGRAMS[:1], (socket.IPPROTO_TCP, _TCP_SAVE_SYN, 1)]
+        (tcp,) = self.namespace.sockets(family, socket.SOCK_STREAM, options=options, bind=where, listen=128)
         return udp, tcp
+
+    @staticmethod
+    def opened_by(sock: socket.socket) -> int:
+        """The mark of the port that a connection to the name server came from; 0 where that cannot be told, as with a
+        SYN cookie. The firewall has written the port's number into the SYN, and the kernel has kept that."""
+        header = sock.getsockopt(socket.IPPROTO_TCP, _TCP_SAVED_SYN, _LARGEST_SYN)
+        number = int.from_bytes(header[2:4] if header[:1] >= b"\x60" else header[4:6])
+        return PORT_MARK + number if number else 0
 
     def services6(self) -> tuple[socket.socket, socket.socket, socket.socket, int]:
         """The bridge's sockets for router solicitations (raw ICMPv6), DHCPv6 and whatever IPv6 comes (AF_PACKET), and

@@ -90,13 +90,17 @@ def guard(added: Iterable[tuple[str, str]], removed: Iterable[tuple[str, str]]) 
 
 
 def crowd(*, crowded: bool, ip6: bool = False) -> str:
-    """What is limited only while several guests share the network: questions to the name server."""
+    """What is limited only while several guests share the network."""
     text = ""
     for family in ("ip", "ip6") if ip6 else ("ip",):
-        text += f"flush chain {family} vmnet crowded\n"
-        if crowded:
-            update = f"update @queries {{ meta mark {limit(firewall_ip.QUERIES)} }}"
-            text += f"add rule {family} vmnet crowded {update} counter name limited drop\n"
+        for chain, counts, rate in (
+            ("crowded_queries", "queries", firewall_ip.QUERIES),
+            ("crowded_openings", "unconnected", firewall_ip.UNCONNECTED),
+        ):
+            text += f"flush chain {family} vmnet {chain}\n"
+            if crowded:
+                update = f"update @{counts} {{ meta mark {limit(rate)} }}"
+                text += f"add rule {family} vmnet {chain} {update} counter name limited drop\n"
     return text
 
 

@@ -18,10 +18,10 @@ defragmentation:
 Where the gateway's address is the host (`gateway_services`), TCP and UDP to its other ports are treated as to the
 outside. On a network without an outside, that and the local stack are all there is.
 
-What goes to Python carries the number of its port: in the IPv4 identification, or in the lower 16 bits of the IPv6 flow
-label (octets 2 and 3 of the header), which nothing after it needs: a guest may make up every address, and still is who
-it is. Openings are limited per port, so a flood from one guest meets the kernel, not Python, and not its neighbours'
-share.
+What goes to Python, and the SYN of a connection to the name server, carries the number of its port: in the IPv4
+identification, or in the lower 16 bits of the IPv6 flow label (octets 2 and 3 of the header), which nothing after it
+needs: a guest may make up every address, and still is who it is. Openings are limited per port, so a flood from one
+guest meets the kernel, not Python, and not its neighbours' share.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 # second; the slow path bears about ten times that, and the limit has to keep one guest from taking all of it.
 OPENINGS = 10000
 DHCP_RATE, DHCP_AT_ONCE = 400, 1000  # messages; twice what 100 exchanges a second take
-QUERIES = 5000  # to the gateway's name server, while there are several ports
+# While there are several ports: queries to name servers, and of openings those that are not TCP's. UDP has a share of
+# the thread that is used up by then; what comes beyond it would only be read to be dropped.
+QUERIES, UNCONNECTED = 5000, 3000
 
 # Destinations that are nowhere, or this host itself: RFC 6890. The kernel takes 0.0.0.0 for "this host" (inet(7)).
 NEVER = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
@@ -127,12 +129,14 @@ def _sets(number: str) -> str:
   set openings {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set dhcp {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set queries {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
+  set unconnected {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   counter limited {{ }}
   counter refused {{ }}
   counter unsupported {{ }}
   counter hairpin {{ }}
   counter stray {{ }}
-  chain crowded {{ }}
+  chain crowded_queries {{ }}
+  chain crowded_openings {{ }}
 """
 
 
@@ -149,7 +153,8 @@ table {name} vmnet {{
     iifname != "{BRIDGE}" accept
     meta l4proto tcp tcp flags & {_FLAGS} != syn socket transparent 1 meta mark set {TO_SOCKET} accept
     udp dport {terms.dhcp} jump dhcp
-    udp dport 53 jump crowded
+    udp dport 53 jump crowded_queries
+    tcp dport 53 tcp flags & {_FLAGS} == syn {terms.number} set meta mark map @ids
     {terms.here}
     {name} saddr != {network} counter name refused drop
 {_outside(terms) if outside else "    jump refuse"}
@@ -173,6 +178,7 @@ table {name} vmnet {{
     counter name stray goto opening
   }}
   chain opening {{
+    meta l4proto != tcp jump crowded_openings
     update @openings {{ meta mark {limit(OPENINGS)} }} counter name limited drop
     {terms.clear}
     {terms.number} set meta mark map @ids

@@ -199,8 +199,8 @@ def firewall_rules(inside: Namespace) -> list[Finding]:
 
 
 def received_mark(inside: Namespace) -> Finding:
-    """SO_RCVMARK (Linux 5.19), by which DHCP knows the port that a request came from."""
-    purpose = "DHCP limits for each port, whatever MAC a guest claims"
+    """SO_RCVMARK (Linux 5.19), by which DHCP and DNS know the port that a request came from."""
+    purpose = "limits of DHCP and DNS for each port, whatever MAC or address a guest claims"
     try:
         option = [(socket.SOL_SOCKET, _SO_RCVMARK, 1)]
         for sock in inside.sockets(socket.AF_INET, socket.SOCK_DGRAM, options=[*option]):
