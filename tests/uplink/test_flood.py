@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lab.bench_small import PORTS, exchange, exchange_server
 from lab.netguest import PluggedNetwork
 from lab.paths import CHECKOUT
 from lab.world import SERVER, SERVER6, WEB
@@ -120,22 +121,23 @@ def test_the_neighbour_is_served_and_nothing_grows(
     assert log.count("\n") < 100  # what can be provoked is said once in a while
 
 
-@pytest.mark.parametrize("kind", ["dns", "asker", "by tcp"])
+@pytest.mark.parametrize("kind", ["dns", "asker", "by TCP"])
 def test_a_neighbours_connections_go_on(
-    network: PluggedNetwork, guests: tuple[Namespace, Namespace], kind: str
+    world: World, network: PluggedNetwork, guests: tuple[Namespace, Namespace], kind: str
 ) -> None:
-    """Beside their number while nobody floods: a fifteenth and less where nothing holds the asker back."""
+    """Beside their number while nobody floods: a tenth and less where nothing holds the other back."""
     good, bad = guests
-    alone = connections(good, 1.5)
     command = [sys.executable, "-m", "lab.flood", kind, "eth0", network.gateway, "4"]
-    if kind == "by tcp":
+    if kind == "by TCP":
         command = [sys.executable, "-c", _ASKING, network.gateway, "4"]
-    flood = bad.popen(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE, text=True)
-    try:
-        time.sleep(1)
-        beside = connections(good, 1.5)
-    finally:
-        asked, _ = flood.communicate(timeout=30)
+    with exchange_server(world.internet):
+        alone = exchange(good, "connect", PORTS, 1.5, 1)
+        flood = bad.popen(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, stdout=subprocess.PIPE, text=True)
+        try:
+            time.sleep(1)
+            beside = exchange(good, "connect", PORTS, 1.5, 1)
+        finally:
+            asked, _ = flood.communicate(timeout=30)
     assert int(asked) > 500
     assert beside > alone / 6
 

@@ -24,10 +24,13 @@ OWNER = 7
 
 
 class Bench:
+    crowded = False
+
     def __init__(self, *, limit: int = 1000) -> None:
         self.lane = Lane()
         inner = self._listener()
         self.uplink = TcpUplink(self.lane, inner, lambda _: None, LOOPBACK, lambda work: work(), limit)
+        self.uplink.crowded = self.crowded
         self.guest, published = self._listener(), self._listener()
         self.guest.settimeout(2)
         self.where = published.getsockname()
@@ -66,6 +69,12 @@ class Bench:
         self.uplink.close()
         self.guest.close()
         self.lane.close()
+
+
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["alone", "crowded"])
+def crowd(request):
+    """Every test with the guest alone, and among several."""
+    Bench.crowded = request.param
 
 
 def benched(**options):

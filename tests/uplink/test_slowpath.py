@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openvmnet.budget import WINDOW
 from openvmnet.kernel.loop import Lane
 from openvmnet.uplink import slowpath
 from openvmnet.uplink.slowpath import SlowPath
 from openvmnet.wire import ip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GUEST, OUTSIDE = socket.inet_aton("192.168.64.2"), socket.inet_aton("203.0.113.1")
 
@@ -41,6 +46,8 @@ class Bench:
         tun.setblocking(False)
         self.path = SlowPath(self.lane, tun.detach())
         self.udp, self.tcp = Uplink(), Uplink()
+        self.later: list[Callable[[], None]] = []
+        self.path.later = lambda _, work: self.later.append(work)
         self.path.uplinks = {ip.UDP: self.udp, ip.TCP: self.tcp}
         self.path.start()
 
@@ -135,11 +142,12 @@ def of_port(number: int, packet: bytes) -> bytes:
     return packet[:4] + number.to_bytes(2, "big") + packet[6:]
 
 
-def test_beyond_its_budget_a_guest_is_dropped_and_its_neighbour_not(bench):
-    clock = [0.0]
+def test_beyond_its_budget_a_guest_waits_and_its_neighbour_does_not(bench, monkeypatch):
+    monkeypatch.setattr(slowpath, "WAITING", 20)
+    clock, wall = [0.0], [1.0]
     budget = bench.path.budget
     budget._cpu = lambda: clock[0]
-    budget._wall = lambda: 1.0
+    budget._wall = lambda: wall[0]
     budget.crowded = True
 
     class Slow(Uplink):
@@ -151,12 +159,21 @@ def test_beyond_its_budget_a_guest_is_dropped_and_its_neighbour_not(bench):
     for number in range(30):
         bench.feed(of_port(1, ip.build_udp(GUEST, OUTSIDE, number, 2, b"x")))
     assert 3 <= len(slow.opened) <= 5  # 0.3 of 0.1 s
-    assert bench.path.counters["slowpath_over_budget"] == 30 - len(slow.opened)
+    assert bench.path.counters["slowpath_over_budget"] == 30 - 20 - len(slow.opened)  # what found its queue full
     before = len(slow.opened)
     bench.feed(of_port(1, ip.build_udp(socket.inet_aton("192.168.64.3"), OUTSIDE, 1, 2, b"x")))
     assert len(slow.opened) == before  # an address made up is no other guest
     bench.feed(of_port(2, ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")))
     assert len(slow.opened) == before + 1
+    assert len(bench.later) == 1
+    while bench.later:
+        waited = len(slow.opened)
+        wall[0] += 1.01 * WINDOW
+        bench.later.pop()()
+        assert len(slow.opened) <= waited + 5
+    numbers = [int.from_bytes(packet[20:22]) for packet, _ in slow.opened if packet[4:6] == b"\0\1"]
+    assert numbers == list(range(len(numbers)))  # in their order
+    assert len(slow.opened) == before + 20 + 1
 
 
 def test_what_is_beyond_the_budget_holds_nobody_up(bench, monkeypatch):
@@ -167,7 +184,14 @@ def test_what_is_beyond_the_budget_holds_nobody_up(bench, monkeypatch):
         bench.kernel.send(of_port(owner, ip.build_udp(GUEST, OUTSIDE, 1, 2, b"x")))
     bench.lane.select(0)
     assert len(bench.udp.opened) == 1
-    assert bench.path.counters["slowpath_over_budget"] == 5
+    assert bench.path.counters["slowpath_over_budget"] == 0
+    bench.path.budget.crowded = False  # the other has left
+    bench.path.budget.allows = lambda _: True
+    for work in bench.later:
+        work()
+    bench.lane.select(0)
+    bench.lane.select(0)
+    assert len(bench.udp.opened) == 6
 
 
 def test_ports_have_their_turns_one_after_the_other(bench, monkeypatch):

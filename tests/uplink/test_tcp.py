@@ -32,6 +32,8 @@ def syn(sport: int, dport: int, *, sequence: int = 1, flags: int = ip.SYN, src: 
 
 
 class Bench:
+    crowded = False
+
     def __init__(self, *, limit: int = 1000) -> None:
         self.lane = Lane()
         self.listener = socket.socket()
@@ -42,6 +44,7 @@ class Bench:
         self.uplink = TcpUplink(
             self.lane, self.listener, self.written.append, GATEWAY, lambda work: work(), limit
         )  # fmt: skip
+        self.uplink.crowded = self.crowded
         self.server = socket.socket()
         self.server.bind(("127.0.0.1", 0))
         self.server.listen(64)
@@ -68,10 +71,10 @@ class Bench:
     def step(self, seconds: float = 0.02) -> None:
         turn(self.lane, seconds)
 
-    def guest(self, port: int) -> socket.socket:
+    def guest(self, port: int, address: str = "127.0.0.1") -> socket.socket:
         """Complete the guest's handshake."""
         sock = socket.socket()
-        sock.bind(("127.0.0.1", port))
+        sock.bind((address, port))
         sock.settimeout(2)
         sock.connect(self.listener.getsockname())
         return sock
@@ -84,6 +87,12 @@ class Bench:
         for sock in (self.server, self.stuck, self.fill):
             sock.close()
         self.lane.close()
+
+
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["alone", "crowded"])
+def crowd(request):
+    """Every test with the guest alone, and among several."""
+    Bench.crowded = request.param
 
 
 @contextlib.contextmanager
@@ -306,6 +315,48 @@ def test_whose_tcp_moves_is_known_by_port():
         bench.step()
         bench.uplink.forget_port(1)
         assert bench.uplink.turns(2) == 0
+
+
+def test_a_ports_connection_waits_for_a_few_of_anothers_at_a_time():
+    """The flow that becomes ready last, of another port than the many before it, is among the first to be served."""
+    with benched() as bench, contextlib.ExitStack() as keep:
+        bench.uplink.crowded = True
+        many = [keep.enter_context(bench.guest(bench.ask()[0])) for _ in range(30)]
+        port = free_port()
+        bench.open(syn(port, bench.port, src=socket.inet_aton("127.0.0.9")))
+        bench.step()
+        ours = keep.enter_context(bench.guest(port, "127.0.0.9"))
+        bench.step()
+        for guest in [*many, ours]:
+            guest.sendall(b"x")
+        moved = bench.uplink.pool.turns
+        before = moved[1], moved[9]
+        bench.lane.select(0)
+        assert (moved[1] - before[0], moved[9] - before[1]) == (tcp.SLICE, 1)
+        bench.step()
+        assert moved[1] - before[0] == len(many)
+
+
+def test_what_was_opened_before_there_were_several_stays_where_it_is():
+    with benched() as bench:
+        bench.uplink.crowded = False
+        port, _ = bench.ask()
+        bench.uplink.crowded = True
+        with bench.guest(port) as guest:
+            bench.step()
+            with bench.server.accept()[0] as outside:
+                guest.sendall(b"there")
+                bench.step()
+                assert outside.recv(10) == b"there"
+
+
+def test_a_port_without_a_descriptor_for_its_nest_shares_the_lane(monkeypatch):
+    with benched() as bench:
+        bench.uplink.crowded = True
+        with monkeypatch.context() as patch:
+            patch.setattr("openvmnet.kernel.watches.select.epoll", mock.Mock(side_effect=OSError(24, "Too many")))
+            assert bench.uplink.home(5) is bench.lane
+        assert bench.uplink.home(5) is bench.uplink.home(5) is not bench.lane
 
 
 def test_a_flow_that_lives_gets_keep_alive():

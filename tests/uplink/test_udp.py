@@ -190,7 +190,7 @@ def test_a_flow_that_cannot_be_watched_has_not_begun(monkeypatch, failing):
             return getattr(self._epoll, name)
 
     with benched() as bench:
-        monkeypatch.setattr("openvmnet.kernel.nest.select.epoll", Epoll)
+        monkeypatch.setattr("openvmnet.kernel.watches.select.epoll", Epoll)
         bench.open()
         monkeypatch.undo()
         assert (len(bench.uplink), bench.uplink._owners) == (0, {})

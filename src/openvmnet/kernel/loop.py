@@ -5,10 +5,7 @@ microseconds, which a data path cannot pay per event. So the loop gets a selecto
 instance; file descriptors registered through asyncio come back to asyncio as usual, and those given to `watch()`
 are dispatched on the spot, inside `select()`. Both share one epoll_wait(2), hence one thread and one order of events.
 
-Rules for a handler: it never blocks, and it takes the epoll mask as its only argument. When one handler closes a
-descriptor, the next may get its number before the batch of events is through; what the batch still holds for the number
-is the old owner's, so an event for a descriptor that came to be watched during the batch is passed over.
-A handler that raises is forgotten, with a log line, so that its descriptor cannot spin the loop.
+The rules for handlers are those of `kernel.watches`.
 Control goes back to asyncio when a descriptor of its own is ready, a timer is due, or a handler has called it
 (`call_soon`, `call_later`, a future's result): the loop's class notes each of these.
 
@@ -27,20 +24,17 @@ import selectors
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from openvmnet.kernel.watches import BROKEN, EDGE, FAILED, HANGUP, READ, URGENT, WRITE, Watches
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
     from _typeshed import FileDescriptorLike
 
+__all__ = ["BROKEN", "EDGE", "HANGUP", "READ", "URGENT", "WRITE", "Lane", "LaneLoop", "run"]
+
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-READ = select.EPOLLIN
-WRITE = select.EPOLLOUT
-URGENT = select.EPOLLPRI
-EDGE = select.EPOLLET
-HANGUP = select.EPOLLRDHUP
-BROKEN = select.EPOLLERR | select.EPOLLHUP
 
 _SURE = 16  # score of a rhythm; an event in time is one up, one that was waiting two down
 _AT_ONCE = 5e-6  # s; what epoll_wait(2) takes, at the most, when the event is there already
@@ -48,29 +42,17 @@ _LULL = 80e-6  # s; a relay's answer takes 20 to 50 us on one machine
 _BATCH = 256  # events a turn: enough to amortise the system call, few enough to keep turns short
 
 
-class Lane(selectors.BaseSelector):
+class Lane(Watches, selectors.BaseSelector):
     """The selector: asyncio's descriptors, and beside them those watched directly."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        super().__init__()
         self._keys: dict[int, selectors.SelectorKey] = {}
-        self._handlers: dict[int, Callable[[int], None]] = {}
-        self._fresh: set[int] = set()  # watched since the batch in hand was fetched
         self._again: list[Callable[[], None]] = []  # who has more to do than a turn allows
         self._rhythm = 0
         self.wanted = False  # asyncio has been given something to do since select() began
 
     # The fast lane.
-
-    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Call `handler(mask)` whenever one of `events` (READ | WRITE | EDGE | HANGUP) holds on `fd`."""
-        self._epoll.register(fd, events)
-        self._handlers[fd] = handler
-        self._fresh.add(fd)
-
-    def change(self, fd: int, events: int) -> None:
-        """Wait for other events on a watched `fd`; 0 disarms it but for errors and hang-ups."""
-        self._epoll.modify(fd, events)
 
     def rest(self, fd: int, seconds: float) -> None:
         """Leave a watched `fd` alone for a while, then wait for READ again: its buffer fills, and others have a turn.
@@ -88,25 +70,6 @@ class Lane(selectors.BaseSelector):
     def again(self, work: Callable[[], None]) -> None:
         """Call `work` after the events of the next turn, which does not wait for any."""
         self._again.append(work)
-
-    def hand_over(self, fd: int, handler: Callable[[int], None]) -> None:
-        """Give a watched `fd` another handler. An edge that the old one saw is not reported again."""
-        self._handlers[fd] = handler
-
-    def forget(self, fd: int) -> None:
-        """Stop watching `fd` (call it before closing the descriptor); unknown ones are ignored."""
-        if self._handlers.pop(fd, None) is not None:
-            try:
-                self._epoll.unregister(fd)
-            except OSError:  # closed already: the kernel has dropped it by itself
-                log.debug("descriptor %d was closed before it was forgotten", fd)
-
-    def dropped(self, fd: int) -> None:
-        """Forget an `fd` that the caller closes right now: spares epoll_ctl(2), since close(2) does its work.
-
-        Only for a descriptor of which no duplicate exists, in this process or another.
-        """
-        self._handlers.pop(fd, None)
 
     # asyncio's side: selectors.BaseSelector.
 
@@ -165,8 +128,8 @@ class Lane(selectors.BaseSelector):
                 try:
                     handler(mask)
                 except Exception:
-                    log.exception("the handler of descriptor %d failed; it is no longer watched", fd)
-                    self.forget(fd)
+                    log.exception(FAILED, fd)
+                    self._failed(fd, handler)
                 continue
             key = self._keys.get(fd)
             if key is not None:

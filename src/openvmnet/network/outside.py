@@ -35,7 +35,8 @@ class Outside:
         self.slowpath = slowpath = SlowPath(lane, engine.tun)
         self.tcp = TcpUplink(lane, engine.listener, slowpath.write, subnet.gateway.packed, loop.call_soon, tcp_limit)
         self.udp = UdpUplink(lane, engine.transparent, slowpath.write, config.mtu, udp_limit)
-        self.udp.turns, self.udp.later = self.tcp.turns, loop.call_later
+        self.udp.turns = self.tcp.turns
+        self.udp.later = slowpath.later = loop.call_later
         self.icmp = icmp.IcmpUplink(lane, slowpath.write, config.mtu)
         self.icmp6 = icmp.IcmpUplink(lane, slowpath.write, config.mtu, family=IPV6)
         if not icmp.allowed():
@@ -62,7 +63,7 @@ class Outside:
 
     def crowd(self, *, crowded: bool) -> None:
         """Guests share the process's time while there are several."""
-        self.slowpath.budget.crowded = self.udp.budget.crowded = crowded
+        self.slowpath.budget.crowded = self.udp.budget.crowded = self.tcp.crowded = crowded
 
     def sweep(self) -> None:
         """Once in a while: end what is idle or lost."""

@@ -30,6 +30,7 @@ from openvmnet.uplink.pump import EVENTS, QUIET, Flow
 
 if TYPE_CHECKING:
     from openvmnet.kernel.loop import Lane
+    from openvmnet.kernel.watches import Watches
     from openvmnet.uplink.target import Target
     from openvmnet.uplink.tcp import TcpUplink
 
@@ -41,10 +42,11 @@ _ACCEPTS = 32  # clients taken in one turn; the rest waits for the next, which l
 class Inward:
     """A client whose guest has been asked: descriptor `guest` in the namespace, `host` outside."""
 
-    __slots__ = ("address", "guest", "host", "port", "seen")
+    __slots__ = ("address", "guest", "home", "host", "port", "seen")
 
-    def __init__(self, port: PublishedTcp, guest: int, host: int, address: bytes) -> None:
+    def __init__(self, port: PublishedTcp, home: Watches, guest: int, host: int, address: bytes) -> None:
         self.port = port
+        self.home = home  # where its descriptors are watched, and then the flow's
         self.guest = guest
         self.host = host
         self.address = address  # the guest's
@@ -139,23 +141,24 @@ class PublishedTcp:
             if guest >= 0:
                 os.close(guest)
             return
-        opening = Inward(self, guest, host, address)
+        home = self._tcp.home(self._owner)
+        opening = Inward(self, home, guest, host, address)
         self._openings.add(opening)
         self._tcp.accounts.take(self._owner)
-        self._lane.watch(guest, EVENTS, opening.on_guest)
-        self._lane.watch(host, QUIET, opening.on_host)
+        home.watch(guest, EVENTS, opening.on_guest)
+        home.watch(host, QUIET, opening.on_host)
 
     def connected(self, opening: Inward, seen: int) -> None:
         """The guest has accepted: the pump has both from here on."""
-        tcp, guest, host = self._tcp, opening.guest, opening.host
+        tcp, home, guest, host = self._tcp, opening.home, opening.guest, opening.host
         self._openings.discard(opening)
         opening.guest = opening.host = -1
-        flow = Flow(self._lane, tcp.pool, guest, host, opening.address, tcp.ended, tcp.resume)
+        flow = Flow(home, tcp.pool, guest, host, opening.address, tcp.ended, tcp.resume)
         flow.owner = self._owner
         tcp.begin(flow)
         self._counters["published_opened"] += 1
-        self._lane.hand_over(guest, flow.on_guest)
-        self._lane.hand_over(host, flow.on_host)
+        home.hand_over(guest, flow.on_guest)
+        home.hand_over(host, flow.on_host)
         # Their edges so far were reported here; no other will tell of what has come.
         if opening.seen:
             flow.on_host(opening.seen)
@@ -175,6 +178,6 @@ class PublishedTcp:
         self._openings.discard(opening)
         self._tcp.accounts.give_back(self._owner, opening=True)
         for fd in (opening.guest, opening.host):
-            self._lane.dropped(fd)
+            opening.home.dropped(fd)
             sockets.abort(fd)
         opening.guest = opening.host = -1

@@ -31,7 +31,7 @@ from openvmnet.kernel.loop import BROKEN, EDGE, HANGUP, READ, URGENT, WRITE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from openvmnet.kernel.loop import Lane
+    from openvmnet.kernel.watches import Watches
     from openvmnet.uplink.pipes import PipePool
 
 QUIET = READ | URGENT | HANGUP | EDGE  # of a socket that is connected: it has room until a write says otherwise
@@ -107,7 +107,7 @@ class Flow:
 
     def __init__(
         self,
-        lane: Lane,
+        lane: Watches,
         pool: PipePool,
         guest: int,
         host: int,

@@ -6,8 +6,10 @@ guest's direction (the accepted SYN, a RST, an ICMP error, an echo reply) is wri
 guest sent in fragments comes in fragments, and is put together.
 
 Opening flows is where a guest can make Python work, so it has a budget. While other guests are plugged, one port's
-openings may take SHARE of the thread's time; what is beyond it is dropped unparsed, as on a congested link, and
-counted. A guest that is alone may take what there is. The firewall's own limit per port lies before all that.
+openings may take SHARE of the thread's time. What is beyond it waits, so that a client that opens one connection after
+the other is slowed, and not stopped for the second after which a SYN is sent again; what does not fit into the port's
+queue is dropped unparsed, as on a congested link, and counted. A guest that is alone may take what there is. The
+firewall's own limit per port lies before all that.
 
 The TUN is one queue for all. While there are several guests, it is emptied at once into a queue for each port, and the
 ports have their turns one after the other: whoever opens a flow a second waits for nobody who opens thousands.
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from openvmnet.budget import Budget
+from openvmnet.budget import WINDOW, Budget
 from openvmnet.errors import Malformed
 from openvmnet.kernel.loop import READ
 from openvmnet.wire import ip, ip6
@@ -79,7 +81,10 @@ class SlowPath:
         self.uplinks: dict[int, Uplink] = {}
         self.uplinks6: dict[int, Uplink] = {}
         self.budget = Budget(SHARE)
+        # Set by the network: how to be called later.
+        self.later: Callable[[float, Callable[[], None]], object] = lambda _, work: lane.again(work)
         self._queues: dict[int, deque[bytes]] = {}  # of the ports that have anything here, in the order of their turns
+        self._held: dict[int, deque[bytes]] = {}  # of those that have used up their budget
         self._going_on = False
         self.counters = {
             "slowpath_packets": 0,
@@ -103,10 +108,11 @@ class SlowPath:
         """Stop reading, and close the TUN."""
         self._lane.forget(self._tun)
         self._queues.clear()
+        self._held.clear()
         os.close(self._tun)
 
     def _on_packets(self, _: int) -> None:
-        if self.budget.crowded or self._queues:
+        if self.budget.crowded or self._queues or self._held:
             self._sort()
             if not self._going_on:
                 self._in_turn()
@@ -122,7 +128,7 @@ class SlowPath:
 
     def _sort(self) -> None:
         """Empty the TUN into a queue for each port."""
-        counters, queues = self.counters, self._queues
+        counters, queues, held = self.counters, self._queues, self._held
         for _ in range(READS):
             try:
                 packet = os.read(self._tun, _LARGEST)
@@ -132,6 +138,8 @@ class SlowPath:
             # The port, which the firewall wrote there: into the identification, or the flow label.
             owner = int.from_bytes(packet[2:4] if packet[0] >= _VERSION_6 else packet[4:6])
             queue = queues.get(owner)
+            if queue is None:
+                queue = held.get(owner)
             if queue is None:
                 queue = queues[owner] = deque()
             if len(queue) < WAITING:
@@ -150,7 +158,9 @@ class SlowPath:
             owner = next(iter(queues))
             queue = queues.pop(owner)
             if not budget.allows(owner):
-                self.counters["slowpath_over_budget"] += len(queue)
+                if not self._held:
+                    self.later(WINDOW, self._release)
+                self._held[owner] = queue
                 continue
             packet = queue.popleft()
             if queue:
@@ -160,6 +170,13 @@ class SlowPath:
         if queues:
             self._going_on = True
             self._lane.again(self._in_turn)
+
+    def _release(self) -> None:
+        """Who has waited for a window is looked at again."""
+        self._queues |= self._held
+        self._held.clear()
+        if self._queues and not self._going_on:
+            self._in_turn()
 
     def _dispatch(self, packet: bytes, six: bool) -> None:
         try:

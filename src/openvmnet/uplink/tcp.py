@@ -23,6 +23,9 @@ Where a guest's destination is to be found from here, `destination` says: the ga
 Bounds: those of `uplink.account`, for one port and for all. An accepted host connection whose guest does not complete
 within ACCEPT_TIMEOUT is reset, and so is a flow of which one side has been reset while the other takes nothing for
 LOST_TIMEOUT. A SYN beyond a bound is dropped, counted, and said once.
+
+While there are several ports, the descriptors of each are a nest (`kernel.nest`), so that a port's connection waits for
+a few of another's at a time, and not for its thousands. What was opened before there were several stays in the lane.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from typing import TYPE_CHECKING
 
 from openvmnet.kernel import sockets
 from openvmnet.kernel.loop import BROKEN, WRITE
+from openvmnet.kernel.nest import Nest
 from openvmnet.notice import Notice
 from openvmnet.uplink.account import Accounts
 from openvmnet.uplink.family import IPV4, IPV6, Family, itself, nowhere
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from openvmnet.kernel.loop import Lane
+    from openvmnet.kernel.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ GUEST_SIDE = (
 )
 LOST_TIMEOUT = 60.0  # s for a peer to take what the other side sent before it was reset (a kernel's own patience, too)
 _ACCEPTS = 64  # connections accepted in one turn
+SLICE = 4  # of one port's descriptors in one turn while there are several ports
 
 # What a failed connect(2) is to the guest: a RST, or an ICMP unreachable code. Everything else stays unanswered.
 _FLAGS = ip.SYN | ip.ACK | ip.RST | ip.FIN
@@ -71,11 +77,14 @@ _RESET = (errno.ECONNREFUSED, errno.ECONNRESET)
 class Opening:
     """A guest's SYN on its way: connecting, or connected and handed to the kernel for the guest's handshake."""
 
-    __slots__ = ("connected", "deadline", "door", "fd", "header", "key", "last", "owner", "packet", "seen")
+    __slots__ = ("connected", "deadline", "door", "fd", "header", "home", "key", "last", "owner", "packet", "seen")
 
-    def __init__(self, door: Door, key: bytes, packet: bytes, header: ip.Header, fd: int, last: bool) -> None:
+    def __init__(
+        self, door: Door, home: Watches, key: bytes, packet: bytes, header: ip.Header, fd: int, last: bool
+    ) -> None:
         self.door = door
         self.owner = header.identification  # of the first SYN: the account that it is on
+        self.home = home  # where its descriptors are watched, and then the flow's
         self.last = last  # the destination has no other place to look at
         self.key = key
         self.packet = packet
@@ -123,6 +132,8 @@ class TcpUplink:
         self.flows: set[Flow] = set()
         self.live: dict[bytes, Flow] = {}  # those that a guest has opened, by the key of the opening
         self.accounts = Accounts(limit)
+        self.crowded = False  # there are several guests, and each has its turns
+        self._nests: dict[int, Nest] = {}
         self.counters = {"tcp_opened": 0, "tcp_refused": 0, "tcp_unreachable": 0, "tcp_dropped": 0, "tcp_stray": 0}
         # Where a guest's destination, address and port, is found from here; None: nowhere, so it is refused.
         self.destination: Callable[[bytes, int], bytes | None] = itself
@@ -164,7 +175,22 @@ class TcpUplink:
             door.close()
         for address in {one.header.src for one in self.openings.values()} | {one.guest_address for one in self.flows}:
             self.forget_guest(address)
+        for nest in self._nests.values():
+            nest.close()
+        self._nests.clear()
         self.pool.close()
+
+    def home(self, owner: int) -> Watches:
+        """Where a port's descriptors are watched: apart from others' while there are any."""
+        if not self.crowded:
+            return self.lane
+        nest = self._nests.get(owner)
+        if nest is None:
+            try:
+                nest = self._nests[owner] = Nest(self.lane, lambda: self._nests[owner].serve(SLICE))
+            except OSError:  # no descriptor is left, for the connection neither
+                return self.lane
+        return nest
 
     def turns(self, owner: int) -> int:
         """Turns in which TCP of others than `owner` was moved, since the beginning."""
@@ -189,6 +215,9 @@ class TcpUplink:
         for opening in [one for one in self.openings.values() if one.owner == owner]:
             self._abort(opening)
         self.pool.turns.pop(owner, None)
+        nest = self._nests.pop(owner, None)
+        if nest is not None:
+            nest.close()
 
     def ended(self, flow: Flow) -> None:
         """A flow ends."""
@@ -214,7 +243,7 @@ class TcpUplink:
     def _abort(self, opening: Opening) -> None:
         """No guest comes for it: end it, with a RST to the outside."""
         opening.door.forget(opening)
-        self.lane.dropped(opening.fd)
+        opening.home.dropped(opening.fd)
         sockets.abort(opening.fd)
         opening.fd = -1
 
@@ -281,7 +310,7 @@ class Door:
             else:
                 tcp.drop(self._family.text(header.src), header.identification, error)
             return
-        opening = Opening(self, key, packet, header, fd, last)
+        opening = Opening(self, tcp.home(header.identification), key, packet, header, fd, last)
         result = self._sockets.connect(fd, key[-2:] + target)
         if result not in (0, errno.EINPROGRESS):
             os.close(fd)
@@ -289,7 +318,7 @@ class Door:
             return
         self._openings[key] = opening
         tcp.accounts.take(opening.owner)
-        self._lane.watch(fd, EVENTS, opening.on_event)
+        opening.home.watch(fd, EVENTS, opening.on_event)
 
     def connected(self, opening: Opening) -> None:
         """The outside has accepted: let the kernel shake hands with the guest."""
@@ -301,7 +330,7 @@ class Door:
     def failed(self, opening: Opening, error: int) -> None:
         """The outside has not accepted: say to the guest what its own kernel would have said."""
         self.forget(opening)
-        self._lane.dropped(opening.fd)
+        opening.home.dropped(opening.fd)
         os.close(opening.fd)
         opening.fd = -1
         self._refused(opening, error)
@@ -347,13 +376,14 @@ class Door:
             host = opening.fd
             opening.fd = -1
             self._awaited -= opening.connected
-            flow = Flow(self._lane, tcp.pool, guest, host, peer[2:], tcp.ended, tcp.resume)
+            home = opening.home
+            flow = Flow(home, tcp.pool, guest, host, peer[2:], tcp.ended, tcp.resume)
             flow.owner, flow.key = opening.owner, opening.key
             tcp.begin(flow)
             tcp.counters["tcp_opened"] += 1
             # The host's socket is watched already: what came while there was no flow is told to it now.
-            self._lane.hand_over(host, flow.on_host)
-            self._lane.watch(guest, QUIET, flow.on_guest)
+            home.hand_over(host, flow.on_host)
+            home.watch(guest, QUIET, flow.on_guest)
             if opening.seen:
                 flow.on_host(opening.seen)
             if not self._awaited:
