@@ -14,6 +14,7 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
 from openvmnet.engine.linux import firewall
+from openvmnet.engine.linux.firewall_ip import ASKERS
 from openvmnet.wire.fragments import Reassembly
 from tests.engine.taps import BROADCAST, GATEWAY, GATEWAY_MAC, net
 
@@ -367,6 +368,22 @@ def test_dhcp_knows_the_port_by_its_mark(world, guests):
             marks = [int.from_bytes(value, "little") for _, kind, value in ancillary if kind == socket.SO_MARK]
             assert marks == [firewall.PORT_MARK + guest.number]
             assert data[28:34].hex(":") == claim.mac
+
+
+@pytest.mark.kernel
+def test_connections_to_the_name_server_are_limited_per_port(world, guests):
+    a, b, *_ = guests
+    resolve(b)
+
+    def ask(guest, port: int) -> bytes:
+        return bytes(to_gateway(guest, IP(src=guest.ip, dst=GATEWAY) / TCP(sport=port, dport=53, flags="S")))
+
+    before = world.counters()["limited"]
+    for port in range(3 * ASKERS):
+        a.send(ask(a, 1024 + port))
+    assert world.counters()["limited"] > before
+    b.send(ask(b, 1024))  # nobody listens here: the answer is a RST
+    assert b.frames(1, until=lambda frame: Ether(frame).haslayer(TCP))
 
 
 @pytest.mark.kernel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
 from openvmnet.engine.linux import firewall
 
 
@@ -10,6 +12,22 @@ def test_the_chain_for_isolated_ports_is_there_only_while_one_is() -> None:
     assert needed.count("@isolated") == 2
     assert not_needed.endswith("delete chain bridge vmnet forward\n")
     assert "@isolated" not in not_needed
+
+
+def test_what_is_limited_in_a_crowd_has_its_chains_and_sets() -> None:
+    rules = firewall.ruleset(
+        IPv4Address("10.0.0.1"), IPv4Network("10.0.0.0/8"), "5a:00:00:00:00:01", 1, prefix=IPv6Network("fd00::/64")
+    )
+    lines = firewall.crowd(crowded=True, ip6=True).splitlines()
+    flushed = [line.split()[-1] for line in lines if line.startswith("flush chain")]
+    assert len(flushed) == 6
+    for chain in flushed:
+        assert rules.count(f"chain {chain} {{") == 2
+        assert rules.count(f"jump {chain}\n") == 2
+    for line in lines:
+        if line.startswith("add rule"):
+            assert rules.count(f"set {line.partition('@')[2].split()[0]} {{") == 2
+    assert "add rule" not in firewall.crowd(crowded=False, ip6=True)
 
 
 def test_leases_of_both_versions_are_guarded_in_one_text():

@@ -95,6 +95,7 @@ def crowd(*, crowded: bool, ip6: bool = False) -> str:
     for family in ("ip", "ip6") if ip6 else ("ip",):
         for chain, counts, rate in (
             ("crowded_queries", "queries", firewall_ip.QUERIES),
+            ("crowded_askers", "askers", firewall_ip.ASKERS),
             ("crowded_openings", "unconnected", firewall_ip.UNCONNECTED),
         ):
             text += f"flush chain {family} vmnet {chain}\n"

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 # second; the slow path bears about ten times that, and the limit has to keep one guest from taking all of it.
 OPENINGS = 10000
 DHCP_RATE, DHCP_AT_ONCE = 400, 1000  # messages; twice what 100 exchanges a second take
-# While there are several ports: queries to name servers, and of openings those that are not TCP's. UDP has a share of
-# the thread that is used up by then; what comes beyond it would only be read to be dropped.
-QUERIES, UNCONNECTED = 5000, 3000
+# While there are several ports: queries to name servers, connections to them, and of openings those that are not TCP's.
+# UDP has a share of the thread that is used up by then; what comes beyond it would only be read to be dropped.
+QUERIES, ASKERS, UNCONNECTED = 5000, 500, 3000
 
 # Destinations that are nowhere, or this host itself: RFC 6890. The kernel takes 0.0.0.0 for "this host" (inet(7)).
 NEVER = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
@@ -129,6 +129,7 @@ def _sets(number: str) -> str:
   set openings {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set dhcp {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set queries {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
+  set askers {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   set unconnected {{ type mark; size 4096; flags dynamic,timeout; timeout 1m; }}
   counter limited {{ }}
   counter refused {{ }}
@@ -136,6 +137,7 @@ def _sets(number: str) -> str:
   counter hairpin {{ }}
   counter stray {{ }}
   chain crowded_queries {{ }}
+  chain crowded_askers {{ }}
   chain crowded_openings {{ }}
 """
 
@@ -154,7 +156,7 @@ table {name} vmnet {{
     meta l4proto tcp tcp flags & {_FLAGS} != syn socket transparent 1 meta mark set {TO_SOCKET} accept
     udp dport {terms.dhcp} jump dhcp
     udp dport 53 jump crowded_queries
-    tcp dport 53 tcp flags & {_FLAGS} == syn {terms.number} set meta mark map @ids
+    tcp dport 53 tcp flags & {_FLAGS} == syn jump asker
     {terms.here}
     {name} saddr != {network} counter name refused drop
 {_outside(terms) if outside else "    jump refuse"}
@@ -169,22 +171,12 @@ table {name} vmnet {{
     meta l4proto udp socket transparent 1 meta mark set {TO_SOCKET} accept
     goto opening
   }}
-  chain dhcp {{
-    update @dhcp {{ meta mark {limit(DHCP_RATE, burst=DHCP_AT_ONCE)} }} counter name limited drop
-  }}
   chain segment {{
     tcp flags & {_FLAGS} == syn goto opening
     tcp flags & rst == rst counter name stray drop
     counter name stray goto opening
   }}
-  chain opening {{
-    meta l4proto != tcp jump crowded_openings
-    update @openings {{ meta mark {limit(OPENINGS)} }} counter name limited drop
-    {terms.clear}
-    {terms.number} set meta mark map @ids
-    meta mark set {TO_PYTHON} accept
-  }}
-  chain unsupported {{
+{_limited(terms)}  chain unsupported {{
     meta l4proto {{ {_UNSUMMED} }} reject with {terms.no_protocol}
     meta l4proto {_NOTHING} drop
     goto opening
@@ -199,6 +191,26 @@ table {name} vmnet {{
     counter name hairpin
   }}
 }}
+"""
+
+
+def _limited(terms: _Terms) -> str:
+    """What a guest may begin so many times a second."""
+    return f"""\
+  chain asker {{
+    jump crowded_askers
+    {terms.number} set meta mark map @ids
+  }}
+  chain dhcp {{
+    update @dhcp {{ meta mark {limit(DHCP_RATE, burst=DHCP_AT_ONCE)} }} counter name limited drop
+  }}
+  chain opening {{
+    meta l4proto != tcp jump crowded_openings
+    update @openings {{ meta mark {limit(OPENINGS)} }} counter name limited drop
+    {terms.clear}
+    {terms.number} set meta mark map @ids
+    meta mark set {TO_PYTHON} accept
+  }}
 """
 
 
