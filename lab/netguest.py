@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from openvmnet.engine.linux import firewall
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab.netns import Namespace
     from lab.world import World
-
-_MARK = 0x1000 + 900  # as the firewall marks the packets of port 900 and on
 
 
 class PluggedNetwork:
@@ -98,22 +98,16 @@ class PluggedNetwork:
         if self.prefix is not None:  # before the link is up: on a busy machine an advertisement is quicker than we
             guest.sysctl("net.ipv6.conf.eth0.accept_ra", 0)
         self.inside_batch(f"link set {port} master vmnet0 txqueuelen 20000 up")
+        self.nft(firewall.add_port(port, isolated=False, ip6=self.prefix is not None))
         if self._config["subnet"] is None:  # the guests' own business
-            self.nft(f'add element bridge vmnet marks {{ "{port}" : {_MARK + number} }}')
             guest.batch("link set eth0 up")
             return guest
         prefix, _, last = self.gateway.rpartition(".")
-        guest.batch(f"addr add {prefix}.{int(last) + 200 + number}/24 dev eth0", "link set eth0 up")
-        guest.batch(f"route add default via {self.gateway}")
-        self.nft(f'add element bridge vmnet marks {{ "{port}" : {_MARK + number} }}')
-        # As for an address by DHCP: it is this port's alone.
         address = f"{prefix}.{int(last) + 200 + number}"
-        self.nft(f"add element bridge vmnet leased {{ {address} }}")
-        self.nft(f'add element bridge vmnet owned {{ {address} . "{port}" }}')
-        self.nft(f'add element bridge vmnet bulk {{ {address} . "{port}" : {_MARK + number} }}')
-        self.nft(f"add element ip vmnet ids {{ {_MARK + number} : {900 + number} }}")
+        guest.batch(f"addr add {address}/24 dev eth0", "link set eth0 up")
+        guest.batch(f"route add default via {self.gateway}")
+        self.nft(firewall.guard([(address, port)], []))  # as for an address by DHCP: it is this port's alone
         if self.prefix is not None:
-            self.nft(f"add element ip6 vmnet ids {{ {_MARK + number} : {900 + number} }}")
             guest.batch(f"addr add {self.prefix[0x200 + number]}/64 dev eth0 nodad")
             guest.batch(f"route add default via {self.gateway6}")
         return guest

@@ -26,3 +26,9 @@ def network(world: World) -> Iterator[PluggedNetwork]:
 def guest(network: PluggedNetwork) -> Namespace:
     """A guest of it."""
     return network.plug()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "crowded"])
+def crowd(request: pytest.FixtureRequest) -> None:
+    """Every test of a module that asks for it, with the guest of its `Bench` alone, and among several."""
+    request.module.Bench.crowded = request.param

@@ -19,6 +19,8 @@ from openvmnet.uplink.tcp import TcpUplink
 from tests.uplink.benching import closed, turn
 from tests.uplink.pumping import reset
 
+pytestmark = pytest.mark.usefixtures("crowd")
+
 LOOPBACK = socket.inet_aton("127.0.0.1")
 OWNER = 7
 
@@ -69,12 +71,6 @@ class Bench:
         self.uplink.close()
         self.guest.close()
         self.lane.close()
-
-
-@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["alone", "crowded"])
-def crowd(request):
-    """Every test with the guest alone, and among several."""
-    Bench.crowded = request.param
 
 
 def benched(**options):

@@ -21,6 +21,8 @@ from openvmnet.wire import ip
 from tests.uplink.benching import turn
 from tests.uplink.pumping import reset
 
+pytestmark = pytest.mark.usefixtures("crowd")
+
 GATEWAY = socket.inet_aton("192.168.64.1")
 LOOPBACK = socket.inet_aton("127.0.0.1")
 
@@ -87,12 +89,6 @@ class Bench:
         for sock in (self.server, self.stuck, self.fill):
             sock.close()
         self.lane.close()
-
-
-@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["alone", "crowded"])
-def crowd(request):
-    """Every test with the guest alone, and among several."""
-    Bench.crowded = request.param
 
 
 @contextlib.contextmanager

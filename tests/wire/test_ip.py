@@ -188,3 +188,10 @@ def test_only_what_has_an_identification_may_be_fragmented():
 def test_the_largest_echo_reply_fits():
     packet = ip.build_echo_reply(OUTSIDE, GUEST, 1, 1, bytes(65507))
     assert ip.parse(packet).total == 65535
+
+
+def test_the_port_is_read_from_either_version():
+    four = ip.build_udp(bytes(4), bytes(4), 1, 2, b"")
+    assert ip.port_of(four[:4] + b"\x12\x34" + four[6:]) == 0x1234
+    assert ip.port_of(b"\x6f\xff\x12\x34" + bytes(36)) == 0x1234
+    assert ip.port_of(b"") == 0

@@ -262,11 +262,12 @@ class DnsService:
         budget = self.budget
         if missed == 1:
             budget.begin()
-        owner = int.from_bytes(self._asker(index))
+        asker = self._asker(index)
+        owner = int.from_bytes(asker)
         if not budget.allows(owner):
             self.stats["over_budget"] += 1
             return None
-        answer = self._answer_udp(packet, index)
+        answer = self._answer_udp(packet, index, asker)
         budget.charge(owner)
         return answer
 
@@ -275,13 +276,13 @@ class DnsService:
         mark = self._batch.mark(index)
         return mark.to_bytes(4) if mark else _host(self._batch.name(index))
 
-    def _answer_udp(self, packet: bytes, index: int) -> bytes | None:
-        """The long way for message `index` of the batch. None for no answer, or none yet."""
+    def _answer_udp(self, packet: bytes, index: int, asker: bytes) -> bytes | None:
+        """The long way for message `index` of the batch, which `asker` has sent. None for no answer, or none yet."""
         answer = self._answer(packet, tcp=False)
         if isinstance(answer, dns.Query):
             name = self._batch.name(index)
             deliver = functools.partial(self._deliver_udp, name, answer)
-            self._forwarder.ask(Waiter(answer, self._asker(index), name, deliver), tcp=False)
+            self._forwarder.ask(Waiter(answer, asker, name, deliver), tcp=False)
             return None
         return answer
 

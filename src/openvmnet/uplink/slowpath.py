@@ -135,8 +135,7 @@ class SlowPath:
             except BlockingIOError:
                 return
             counters["slowpath_packets"] += 1
-            # The port, which the firewall wrote there: into the identification, or the flow label.
-            owner = int.from_bytes(packet[2:4] if packet[0] >= _VERSION_6 else packet[4:6])
+            owner = ip.port_of(packet)
             queue = queues.get(owner)
             if queue is None:
                 queue = held.get(owner)

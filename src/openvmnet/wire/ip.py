@@ -26,6 +26,7 @@ _TCP = struct.Struct("!HHIIBBHHH")
 _PSEUDO = struct.Struct("!4s4sBBH")
 _DONT_FRAGMENT = 0x4000
 _TTL = 64
+_VERSION_6 = b"\x60"  # the first octet of an IPv6 packet is this or more
 _QUOTE = 548  # octets of the offending packet in an ICMP error: RFC 1812 section 4.3.2.3 stays within 576 in all
 
 
@@ -43,6 +44,12 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     payload: int
     total: int
     identification: int
+
+
+def port_of(packet: bytes) -> int:
+    """The number of the port that a packet of either version came through, which the firewall has written into the
+    identification, or into the lower 16 bits of the flow label; 0 where it is too short for one."""
+    return int.from_bytes(packet[2:4] if packet[:1] >= _VERSION_6 else packet[4:6])
 
 
 def parse(packet: bytes) -> Header:

@@ -20,6 +20,7 @@ from openvmnet.kernel import netlink
 from openvmnet.kernel.loop import READ
 from openvmnet.kernel.sockets6 import IPV6_RECVFRAGSIZE
 from openvmnet.uplink.tcp import GUEST_SIDE
+from openvmnet.wire import ip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,8 +219,7 @@ class LinuxEngine:
     def opened_by(sock: socket.socket) -> int:
         """The mark of the port that a connection to the name server came from; 0 where that cannot be told, as with a
         SYN cookie. The firewall has written the port's number into the SYN, and the kernel has kept that."""
-        header = sock.getsockopt(socket.IPPROTO_TCP, _TCP_SAVED_SYN, _LARGEST_SYN)
-        number = int.from_bytes(header[2:4] if header[:1] >= b"\x60" else header[4:6])
+        number = ip.port_of(sock.getsockopt(socket.IPPROTO_TCP, _TCP_SAVED_SYN, _LARGEST_SYN))
         return PORT_MARK + number if number else 0
 
     def services6(self) -> tuple[socket.socket, socket.socket, socket.socket, int]:
